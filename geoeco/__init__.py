@@ -1,0 +1,1 @@
+"""geoeco: Earth observation in, georeferenced answers out."""
