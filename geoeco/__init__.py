@@ -1,1 +1,80 @@
-"""geoeco: Earth observation in, georeferenced answers out."""
+"""geoeco: Earth observation in, georeferenced answers out.
+
+The names below and the rooms (``geoeco.phenology``, ``geoeco.sampling``, ...) are imported when they are first used,
+so that ``import geoeco`` stays cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geoeco import (
+        accessor,
+        catalog,
+        cubes,
+        engine,
+        errors,
+        grid,
+        outputs,
+        phenology,
+        sampling,
+        sensors,
+        simulate,
+        steps,
+        variables,
+    )
+    from geoeco.catalog import open_catalog
+    from geoeco.cubes import open_cube
+    from geoeco.engine import Recipe
+
+__all__ = ["Recipe", "__version__", "open_catalog", "open_cube"]
+
+__version__ = "0.1.0"
+
+#: Where the public names live. A recipe needs the verbs, which `geoeco.steps` registers.
+_NAMES = {
+    "Recipe": ("geoeco.steps", "geoeco.engine"),
+    "open_catalog": ("geoeco.catalog",),
+    "open_cube": ("geoeco.accessor", "geoeco.cubes"),
+}
+
+_ROOMS = frozenset(
+    {
+        "accessor",
+        "catalog",
+        "cubes",
+        "engine",
+        "errors",
+        "grid",
+        "outputs",
+        "phenology",
+        "sampling",
+        "sensors",
+        "simulate",
+        "steps",
+        "training",
+        "variables",
+    }
+)
+
+#: Rooms whose answers are cubes or season metrics: with them comes the xarray accessor ``.geoeco``.
+_ROOMS_OF_CUBES = frozenset({"cubes", "phenology"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr([importlib.import_module(module) for module in _NAMES[name]][-1], name)
+    elif name in _ROOMS:
+        if name in _ROOMS_OF_CUBES:
+            importlib.import_module("geoeco.accessor")
+        value = importlib.import_module(f"geoeco.{name}")
+    else:
+        raise AttributeError(f"module 'geoeco' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})
