@@ -1,0 +1,719 @@
+"""Compiled kernels of the phenology room: smoothing and season search over tiles of pixels.
+
+Series are ``(time, pixel)`` arrays; a tile of `TILE` pixels is worked on at a time with the pixel axis innermost, so
+that the compiler turns every row operation into vector instructions. Pixels never exchange numbers: the result for a
+pixel is the same whatever tile, chunk or thread it falls into. Everything inside is float64, without fast-math.
+
+The curve is a piecewise-linear function on a regular grid of knots, with the penalty of Whittaker on its second
+differences. An observation between two knots weighs on both of them, so that irregular dates need no binning and the
+normal equations stay pentadiagonal. On dates that all fall on knots this is Whittaker's smoother exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+__all__ = ["TILE"]
+
+TILE = 64
+
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+
+@_jit
+def solve(y: Any, w: Any, knot: Any, frac: Any, lam: Any, z: Any, a0: Any, a1: Any, g: Any, c: Any, m: Any) -> None:
+    """Penalised least squares of a tile: (A'WA + lam D'D) z = A'W y by an LDL' factorisation of bandwidth 2.
+
+    Parameters
+    ----------
+    y, w : (time, TILE)
+        Values (finite, also where the weight is 0) and weights.
+    knot, frac : (time,)
+        Left knot of each date (below the last knot) and the fraction of a step beyond it.
+    lam : (TILE,)
+        Penalty on the squared second differences of this grid.
+    z : (knots, TILE)
+        Receives the curve at the knots; at least 3 knots.
+    a0, a1, g, c, m : (knots, TILE)
+        Workspace.
+    """
+    # one short loop per row and statement: each writes one array, which is what the vectoriser can prove safe
+    n = z.shape[0]
+    width = lam.size
+    for k in range(n):
+        # diagonals of D'D for second differences: 1 5 6 .. 6 5 1 and -2 -4 .. -4 -2
+        d0 = 6.0
+        if k == 0 or k == n - 1:
+            d0 = 1.0
+        elif n == 3:
+            d0 = 4.0
+        elif k == 1 or k == n - 2:
+            d0 = 5.0
+        d1 = -2.0 if k == 0 or k == n - 2 else -4.0
+        for j in range(width):
+            a0[k, j] = d0 * lam[j]
+        for j in range(width):
+            a1[k, j] = d1 * lam[j]
+        for j in range(width):
+            z[k, j] = 0.0
+    for t in range(y.shape[0]):
+        k = knot[t]
+        f = frac[t]
+        e = 1.0 - f
+        for j in range(width):
+            a0[k, j] += e * e * w[t, j]
+        for j in range(width):
+            z[k, j] += e * w[t, j] * y[t, j]
+        if f > 0.0:
+            for j in range(width):
+                a1[k, j] += e * f * w[t, j]
+            for j in range(width):
+                a0[k + 1, j] += f * f * w[t, j]
+            for j in range(width):
+                z[k + 1, j] += f * w[t, j] * y[t, j]
+    for j in range(width):
+        g[0, j] = 1.0 / a0[0, j]
+    for j in range(width):
+        m[0, j] = a1[0, j]
+    for j in range(width):
+        c[0, j] = m[0, j] * g[0, j]
+    for j in range(width):
+        g[1, j] = 1.0 / (a0[1, j] - c[0, j] * m[0, j])
+    for j in range(width):
+        m[1, j] = a1[1, j] - lam[j] * c[0, j]
+    for j in range(width):
+        c[1, j] = m[1, j] * g[1, j]
+    for j in range(width):
+        z[1, j] -= c[0, j] * z[0, j]
+    for k in range(2, n):
+        for j in range(width):
+            g[k, j] = 1.0 / (a0[k, j] - c[k - 1, j] * m[k - 1, j] - lam[j] * lam[j] * g[k - 2, j])
+        for j in range(width):
+            m[k, j] = a1[k, j] - lam[j] * c[k - 1, j]
+        for j in range(width):
+            c[k, j] = m[k, j] * g[k, j]
+        for j in range(width):
+            z[k, j] -= c[k - 1, j] * z[k - 1, j] + lam[j] * g[k - 2, j] * z[k - 2, j]
+    for j in range(width):
+        z[n - 1, j] *= g[n - 1, j]
+    for j in range(width):
+        z[n - 2, j] = z[n - 2, j] * g[n - 2, j] - c[n - 2, j] * z[n - 1, j]
+    for k in range(n - 3, -1, -1):
+        for j in range(width):
+            z[k, j] = g[k, j] * (z[k, j] - lam[j] * z[k + 2, j]) - c[k, j] * z[k + 1, j]
+
+
+@_jit
+def at_dates(z: Any, knot: Any, frac: Any, out: Any) -> None:
+    """Curve at the dates, (time, TILE), from the curve at the knots."""
+    for t in range(out.shape[0]):
+        k = knot[t]
+        f = frac[t]
+        for j in range(out.shape[1]):
+            out[t, j] = (1.0 - f) * z[k, j] + f * z[k + 1, j]
+
+
+@_jit
+def despike(y: Any, w: Any, day: Any, depth: float, span: float, rounds: int, work: Any) -> None:
+    """Set the weight of dips to 0: clouds and shadows that the mask let through.
+
+    A look is a dip if it lies more than `depth` below the chord between its neighbours, more than twice as deep as
+    these differ from each other, and they are at most `span` days apart (the shadow rule of MSLSP). Repeated, because
+    a dip may hide behind another.
+
+    Parameters
+    ----------
+    y, w : (time, TILE)
+    day : (time,)
+    work : (4, time, TILE)
+    """
+    n = y.shape[0]
+    width = y.shape[1]
+    before_v = work[0]
+    before_d = work[1]
+    after_v = work[2]
+    after_d = work[3]
+    far = 1e9
+    for _ in range(rounds):
+        for j in range(width):
+            before_d[0, j] = -far
+        for j in range(width):
+            before_v[0, j] = 0.0
+        for j in range(width):
+            after_d[n - 1, j] = far
+        for j in range(width):
+            after_v[n - 1, j] = 0.0
+        for t in range(1, n):
+            d = day[t - 1]
+            for j in range(width):
+                before_d[t, j] = d if w[t - 1, j] > 0.0 else before_d[t - 1, j]
+            for j in range(width):
+                before_v[t, j] = y[t - 1, j] if w[t - 1, j] > 0.0 else before_v[t - 1, j]
+        for t in range(n - 2, -1, -1):
+            d = day[t + 1]
+            for j in range(width):
+                after_d[t, j] = d if w[t + 1, j] > 0.0 else after_d[t + 1, j]
+            for j in range(width):
+                after_v[t, j] = y[t + 1, j] if w[t + 1, j] > 0.0 else after_v[t + 1, j]
+        changed = 0
+        for t in range(n):
+            d = day[t]
+            for j in range(width):
+                length = after_d[t, j] - before_d[t, j]
+                rise = after_v[t, j] - before_v[t, j]
+                dip = before_v[t, j] + rise * ((d - before_d[t, j]) / length) - y[t, j]
+                spike = (w[t, j] > 0.0) & (length <= span) & (dip > depth) & (dip > 2.0 * abs(rise))
+                w[t, j] = 0.0 if spike else w[t, j]
+                changed += 1 if spike else 0
+        if changed == 0:
+            break
+
+
+@_jit
+def quantile(y: Any, w: Any, q: float, out: Any, low: Any, high: Any, need: Any) -> None:
+    """Lower q-quantile of the looks with weight, to 1/4096 of their range, by bisection (no sort, vectorised)."""
+    n = y.shape[0]
+    width = y.shape[1]
+    for j in range(width):
+        low[j] = np.inf
+        high[j] = -np.inf
+        need[j] = 0.0
+    for t in range(n):
+        for j in range(width):
+            low[j] = min(low[j], y[t, j] if w[t, j] > 0.0 else np.inf)
+        for j in range(width):
+            high[j] = max(high[j], y[t, j] if w[t, j] > 0.0 else -np.inf)
+        for j in range(width):
+            need[j] += 1.0 if w[t, j] > 0.0 else 0.0
+    for j in range(width):
+        need[j] = max(1.0, np.ceil(q * need[j]))
+    for _ in range(12):
+        for j in range(width):
+            out[j] = 0.0
+        for t in range(n):
+            for j in range(width):
+                out[j] += 1.0 if (w[t, j] > 0.0) & (y[t, j] <= 0.5 * (low[j] + high[j])) else 0.0
+        for j in range(width):
+            middle = 0.5 * (low[j] + high[j])
+            enough = out[j] >= need[j]
+            high[j] = middle if enough else high[j]
+            low[j] = low[j] if enough else middle
+    for j in range(width):
+        out[j] = high[j]
+
+
+@_jit
+def reweight(y: Any, w0: Any, fit: Any, w: Any, scale: Any, count: Any) -> None:
+    """Upper-envelope weights: looks far below the curve lose weight by Tukey's bisquare, looks above keep theirs.
+
+    Clouds and shadows only lower the index, so the residuals above the curve measure the noise.
+    """
+    n = y.shape[0]
+    width = y.shape[1]
+    for j in range(width):
+        scale[j] = 0.0
+        count[j] = 0.0
+    for t in range(n):
+        for j in range(width):
+            r = max(y[t, j] - fit[t, j], 0.0)
+            scale[j] += w0[t, j] * r * r
+        for j in range(width):
+            count[j] += w0[t, j] if y[t, j] > fit[t, j] else 0.0
+    for j in range(width):
+        scale[j] = 3.0 * max(np.sqrt(scale[j] / max(count[j], 1e-9)), 0.005)
+    for t in range(n):
+        for j in range(width):
+            r = (y[t, j] - fit[t, j]) / scale[j]
+            v = 1.0 - r * r
+            v = v * v if r > -1.0 else 0.0
+            w[t, j] = w0[t, j] * (v if r < 0.0 else 1.0)
+
+
+# --- one curve ----------------------------------------------------------------------------------------------------
+
+
+@_jit
+def value(curve: Any, x: float) -> float:
+    """Curve between its knots by local cubics (Catmull-Rom); `x` in steps from the first knot."""
+    n = curve.size
+    k = int(x)
+    k = max(0, min(k, n - 2))
+    u = x - k
+    b = curve[k]
+    c = curve[k + 1]
+    a = curve[k - 1] if k > 0 else 2.0 * b - c
+    d = curve[k + 2] if k < n - 2 else 2.0 * c - b
+    return b + 0.5 * u * (c - a + u * (2.0 * a - 5.0 * b + 4.0 * c - d + u * (3.0 * (b - c) + d - a)))
+
+
+@_jit
+def extreme(curve: Any, k: int, step: int, sign: float) -> tuple[float, float]:
+    """Day and value of the extreme next to knot `k` on the daily curve (the first of equal ones)."""
+    n = curve.size
+    low = max(0, (k - 1) * step)
+    high = min((n - 1) * step, (k + 1) * step)
+    best = low
+    most = sign * value(curve, low / step)
+    for day in range(low + 1, high + 1):
+        v = sign * value(curve, day / step)
+        if v > most + 5e-7:
+            most = v
+            best = day
+    x = float(best)
+    if low < best < high:
+        # the summit of the parabola through the day and its neighbours
+        a = sign * value(curve, (best - 1) / step)
+        c = sign * value(curve, (best + 1) / step)
+        bend = a - 2.0 * most + c
+        if bend < 0.0:
+            x += 0.5 * (a - c) / bend
+    return x, sign * most
+
+
+@_jit
+def rising(curve: Any, start: float, stop: float, level: float, step: int) -> float:
+    """First day in [start, stop] at which the daily curve reaches `level`, interpolated within the day."""
+    day = int(np.ceil(start))
+    last = int(np.floor(stop))
+    # whole steps first: the curve between knots below the level can be passed over
+    k = day // step + 1
+    while k * step < last and curve[k] < level and curve[min(k + 1, curve.size - 1)] < level:
+        k += 1
+    day = max(day, (k - 1) * step)
+    v = value(curve, day / step)
+    if v >= level:
+        return float(day)
+    while day < last:
+        following = value(curve, (day + 1) / step)
+        if following >= level:
+            return day + (level - v) / (following - v)
+        v = following
+        day += 1
+    return stop
+
+
+@_jit
+def falling(curve: Any, start: float, stop: float, level: float, step: int) -> float:
+    """Last day in [start, stop] at which the daily curve is at or above `level`, interpolated within the day."""
+    day = int(np.floor(stop))
+    first = int(np.ceil(start))
+    k = (day - 1) // step
+    while k * step > first and curve[k] < level and curve[max(k - 1, 0)] < level:
+        k -= 1
+    day = min(day, (k + 1) * step)
+    v = value(curve, day / step)
+    if v >= level:
+        return float(day)
+    while day > first:
+        before = value(curve, (day - 1) / step)
+        if before >= level:
+            return day - (level - v) / (before - v)
+        v = before
+        day -= 1
+    return start
+
+
+@_jit
+def find_peaks(
+    curve: Any, first: int, last: int, reach: int, least: float, share: float, peaks: Any, left: Any, right: Any
+) -> int:
+    """Peaks that rise enough on both sides; returns how many, with the knots of their minima.
+
+    From the lowest to the highest: a peak whose rise from either minimum (at most `reach` knots away, not past the
+    next peak) is below max(`least`, `share` of the range within reach) is deleted, and its neighbours see further.
+    """
+    n = 0
+    for k in range(first + 1, last):
+        if curve[k] > curve[k - 1] and curve[k] >= curve[k + 1]:
+            peaks[n] = k
+            n += 1
+    tried = -np.inf
+    tried_at = -1
+    while True:
+        # the lowest peak not yet looked at; equal heights in order of time
+        chosen = -1
+        for i in range(n):
+            v = curve[peaks[i]]
+            if v > tried or (v == tried and peaks[i] > tried_at):
+                if chosen < 0 or v < curve[peaks[chosen]]:
+                    chosen = i
+        if chosen < 0:
+            break
+        p = peaks[chosen]
+        tried = curve[p]
+        tried_at = p
+        a = max(first, p - reach)
+        b = min(last, p + reach)
+        lowest = curve[p]
+        highest = curve[p]
+        for k in range(a, b + 1):
+            lowest = min(lowest, curve[k])
+            highest = max(highest, curve[k])
+        if chosen > 0:
+            a = max(a, peaks[chosen - 1])
+        if chosen < n - 1:
+            b = min(b, peaks[chosen + 1])
+        v_left = curve[p]
+        for k in range(a, p):
+            v_left = min(v_left, curve[k])
+        v_right = curve[p]
+        for k in range(p + 1, b + 1):
+            v_right = min(v_right, curve[k])
+        rise = max(least, share * (highest - lowest))
+        if curve[p] - v_left < rise or curve[p] - v_right < rise:
+            for i in range(chosen, n - 1):
+                peaks[i] = peaks[i + 1]
+            n -= 1
+    for i in range(n):
+        p = peaks[i]
+        a = max(first, p - reach)
+        b = min(last, p + reach)
+        if i > 0:
+            a = max(a, peaks[i - 1])
+        if i < n - 1:
+            b = min(b, peaks[i + 1])
+        # of equal minima the one nearest to the peak
+        left[i] = p
+        for k in range(p - 1, a - 1, -1):
+            if curve[k] < curve[left[i]]:
+                left[i] = k
+        right[i] = p
+        for k in range(p + 1, b + 1):
+            if curve[k] < curve[right[i]]:
+                right[i] = k
+    return n
+
+
+@_jit
+def grade(day: Any, y: Any, w: Any, fit: Any, start: float, stop: float) -> tuple[float, float]:
+    """Largest gap as a share of [start, stop], and r2 of the looks inside it about their curve."""
+    previous = start
+    gap = 0.0
+    n = 0.0
+    total = 0.0
+    squares = 0.0
+    residual = 0.0
+    for t in range(day.size):
+        if w[t] <= 0.0 or day[t] < start or day[t] > stop:
+            continue
+        gap = max(gap, day[t] - previous)
+        previous = day[t]
+        n += 1.0
+        total += y[t]
+        squares += y[t] * y[t]
+        residual += (y[t] - fit[t]) ** 2
+    gap = max(gap, stop - previous)
+    spread = squares - total * total / n if n > 0.0 else 0.0
+    r2 = 1.0 - residual / spread if spread > 0.0 else 0.0
+    return gap / max(stop - start, 1.0), r2
+
+
+@_jit
+def seasons(
+    curve: Any,
+    day: Any,
+    y: Any,
+    w: Any,
+    snow: Any,
+    fit: Any,
+    step: int,
+    reach_days: float,
+    least: float,
+    share: float,
+    levels: Any,
+    years: Any,
+    floor: float,
+    min_looks: int,
+    max_gap: float,
+    peaks: Any,
+    left: Any,
+    right: Any,
+    out: Any,
+) -> None:
+    """Season metrics of one curve into ``out (12, year, 2)``; the last row holds the number of cycles.
+
+    `day` counts from the first knot, `years` holds the first day of each year and of the year after the last.
+    """
+    n_years = years.size - 1
+    for year in range(n_years):
+        for cycle in range(2):
+            for i in range(10):
+                out[i, year, cycle] = np.nan
+            out[10, year, cycle] = 255.0
+            out[11, year, cycle] = 0.0
+    # the curve is only believed between the pixel's own first and last look
+    t_first = -1
+    t_last = -1
+    for t in range(day.size):
+        if w[t] > 0.0:
+            t_last = t
+            if t_first < 0:
+                t_first = t
+    if t_first < 0:
+        for year in range(n_years):
+            out[11, year, 0] = 255.0
+        return
+    first = int(np.ceil(day[t_first] / step))
+    last = min(int(np.floor(day[t_last] / step)), curve.size - 1)
+    for k in range(curve.size):
+        curve[k] = max(curve[k], floor)
+    n = find_peaks(curve, first, last, int(reach_days // step), least, share, peaks, left, right)
+    for i in range(n):
+        peak_day, peak = extreme(curve, peaks[i], step, 1.0)
+        year = -1
+        for candidate in range(n_years):
+            if years[candidate] <= peak_day < years[candidate + 1]:
+                year = candidate
+        if year < 0:
+            continue
+        left_day, v_left = extreme(curve, left[i], step, -1.0)
+        right_day, v_right = extreme(curve, right[i], step, -1.0)
+        base = 0.5 * (v_left + v_right)
+        amplitude = peak - base
+        out[11, year, 0] += 1.0
+        cycle = 0
+        if not np.isnan(out[8, year, 0]):
+            if amplitude > out[8, year, 0]:
+                for row in range(11):
+                    out[row, year, 1] = out[row, year, 0]
+            elif np.isnan(out[8, year, 1]) or amplitude > out[8, year, 1]:
+                cycle = 1
+            else:
+                continue
+        for p in range(3):
+            out[p, year, cycle] = rising(curve, left_day, peak_day, v_left + levels[p] * (peak - v_left), step)
+            out[6 - p, year, cycle] = falling(curve, peak_day, right_day, v_right + levels[p] * (peak - v_right), step)
+        out[3, year, cycle] = peak_day
+        out[7, year, cycle] = base
+        out[8, year, cycle] = amplitude
+        start = out[0, year, cycle]
+        stop = out[6, year, cycle]
+        # large integral: trapezoids on the days between start and end
+        x = start
+        area = 0.0
+        v = value(curve, x / step)
+        while x < stop:
+            following = min(np.floor(x) + 1.0, stop)
+            after = value(curve, following / step)
+            area += 0.5 * (v + after) * (following - x)
+            v = after
+            x = following
+        out[9, year, cycle] = area
+        gap_left, r2_left = grade(day, y, w, fit, left_day, peak_day)
+        gap_right, r2_right = grade(day, y, w, fit, peak_day, right_day)
+        gap = max(gap_left, gap_right)
+        r2 = min(r2_left, r2_right)
+        quality = 5.0
+        if r2 > 0.75 and gap <= 0.3:
+            quality = 1.0 if gap <= 0.2 else 2.0
+            snowy = False
+            for t in range(day.size):
+                snowy = snowy or (snow[t] > 0 and left_day <= day[t] <= right_day)
+            if snowy:
+                quality = 3.0
+        # a segment that the edge of the data cuts before its level was reached: its baseline is not known
+        if (left[i] == first and start - first * step < 20.0) or (right[i] == last and last * step - stop < 20.0):
+            quality = 9.0
+        out[10, year, cycle] = quality
+    for year in range(n_years):
+        if out[11, year, 0] > 0.0:
+            continue
+        looks = 0
+        gap = 0.0
+        previous = years[year]
+        for t in range(day.size):
+            if w[t] > 0.0 and years[year] <= day[t] < years[year + 1]:
+                looks += 1
+                gap = max(gap, day[t] - previous)
+                previous = day[t]
+        gap = max(gap, years[year + 1] - previous)
+        if looks < min_looks or gap > max_gap:
+            out[11, year, 0] = 255.0
+        elif looks > 23 and gap <= 30.0:
+            out[10, year, 0] = 6.0
+        else:
+            out[10, year, 0] = 7.0
+
+
+@_jit
+def metrics_range(
+    series: Any,
+    weights: Any,
+    snow: Any,
+    start: int,
+    stop: int,
+    day: Any,
+    knot: Any,
+    frac: Any,
+    lam: float,
+    n_knots: int,
+    step: int,
+    rounds: int,
+    dip_depth: float,
+    dip_span: float,
+    reach_days: float,
+    least: float,
+    share: float,
+    levels: Any,
+    years: Any,
+    min_looks: int,
+    max_gap: float,
+    out: Any,
+) -> None:
+    """Season metrics of the pixels [start, stop) of ``series (time, pixel)`` into ``out (12, year, 2, pixel)``.
+
+    `weights` and `snow` are (time, pixel), or have no pixels where there are none.
+    """
+    n_times = series.shape[0]
+    n_years = years.size - 1
+    y = np.zeros((n_times, TILE))
+    w0 = np.zeros((n_times, TILE))
+    w = np.zeros((n_times, TILE))
+    fit = np.zeros((n_times, TILE))
+    snowy = np.zeros((n_times, TILE), np.uint8)
+    spikes = np.zeros((4, n_times, TILE))
+    z = np.zeros((n_knots, TILE))
+    a0 = np.zeros((n_knots, TILE))
+    a1 = np.zeros((n_knots, TILE))
+    g = np.zeros((n_knots, TILE))
+    c = np.zeros((n_knots, TILE))
+    m = np.zeros((n_knots, TILE))
+    lams = np.full(TILE, lam)
+    floor = np.zeros(TILE)
+    low = np.zeros(TILE)
+    high = np.zeros(TILE)
+    need = np.zeros(TILE)
+    curve = np.zeros(n_knots)
+    one_y = np.zeros(n_times)
+    one_w = np.zeros(n_times)
+    one_fit = np.zeros(n_times)
+    one_snow = np.zeros(n_times, np.uint8)
+    peaks = np.zeros(n_knots, np.int64)
+    left = np.zeros(n_knots, np.int64)
+    right = np.zeros(n_knots, np.int64)
+    one = np.zeros((12, n_years, 2))
+    for p0 in range(start, stop, TILE):
+        width = min(TILE, stop - p0)
+        for t in range(n_times):
+            for j in range(width):
+                v = series[t, p0 + j]
+                good = np.isfinite(v)
+                y[t, j] = v if good else 0.0
+                w0[t, j] = 1.0 if good else 0.0
+        if weights.shape[1] > 0:
+            for t in range(n_times):
+                for j in range(width):
+                    v = weights[t, p0 + j]
+                    w0[t, j] *= v if v > 0.0 else 0.0
+        if snow.shape[1] > 0:
+            # snow says "dormant" but not how green: set to the dormant value, weight one half (MSLSP)
+            for t in range(n_times):
+                for j in range(width):
+                    snowy[t, j] = snow[t, p0 + j]
+                    if snowy[t, j] > 0:
+                        w0[t, j] = 0.0
+            quantile(y, w0, 0.05, floor, low, high, need)
+            for t in range(n_times):
+                for j in range(width):
+                    if snowy[t, j] > 0 and np.isfinite(floor[j]):
+                        y[t, j] = floor[j]
+                        w0[t, j] = 0.5
+        if dip_depth > 0.0:
+            despike(y, w0, day, dip_depth, dip_span, 50, spikes)
+        quantile(y, w0, 0.05, floor, low, high, need)
+        w[:] = w0
+        solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
+        at_dates(z, knot, frac, fit)
+        for _ in range(rounds):
+            reweight(y, w0, fit, w, low, need)
+            solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
+            at_dates(z, knot, frac, fit)
+        for j in range(width):
+            looks = 0
+            for t in range(n_times):
+                one_y[t] = y[t, j]
+                one_w[t] = w0[t, j]
+                one_fit[t] = fit[t, j]
+                one_snow[t] = snowy[t, j]
+                looks += 1 if w0[t, j] > 0.0 else 0
+            for k in range(n_knots):
+                curve[k] = z[k, j]
+            if looks < min_looks:
+                one_w[:] = 0.0
+            seasons(
+                curve,
+                day,
+                one_y,
+                one_w,
+                one_snow,
+                one_fit,
+                step,
+                reach_days,
+                least,
+                share,
+                levels,
+                years,
+                floor[j],
+                min_looks,
+                max_gap,
+                peaks,
+                left,
+                right,
+                one,
+            )
+            for i in range(12):
+                for year in range(n_years):
+                    for cycle in range(2):
+                        out[i, year, cycle, p0 + j] = one[i, year, cycle]
+
+
+@_jit
+def smooth_range(
+    series: Any, weights: Any, start: int, stop: int, knot: Any, frac: Any, lam: float, rounds: int, out: Any
+) -> None:
+    """Whittaker curves of the pixels [start, stop) at the knots, ``out (knot, pixel)``."""
+    n_times = series.shape[0]
+    n_knots = out.shape[0]
+    y = np.zeros((n_times, TILE))
+    w0 = np.zeros((n_times, TILE))
+    w = np.zeros((n_times, TILE))
+    fit = np.zeros((n_times, TILE))
+    z = np.zeros((n_knots, TILE))
+    a0 = np.zeros((n_knots, TILE))
+    a1 = np.zeros((n_knots, TILE))
+    g = np.zeros((n_knots, TILE))
+    c = np.zeros((n_knots, TILE))
+    m = np.zeros((n_knots, TILE))
+    lams = np.full(TILE, lam)
+    low = np.zeros(TILE)
+    need = np.zeros(TILE)
+    looks = np.zeros(TILE)
+    for p0 in range(start, stop, TILE):
+        width = min(TILE, stop - p0)
+        looks[:] = 0.0
+        for t in range(n_times):
+            for j in range(width):
+                v = series[t, p0 + j]
+                good = np.isfinite(v)
+                y[t, j] = v if good else 0.0
+                w0[t, j] = 1.0 if good else 0.0
+        if weights.shape[1] > 0:
+            for t in range(n_times):
+                for j in range(width):
+                    v = weights[t, p0 + j]
+                    w0[t, j] *= v if v > 0.0 else 0.0
+        for t in range(n_times):
+            for j in range(width):
+                looks[j] += 1.0 if w0[t, j] > 0.0 else 0.0
+        w[:] = w0
+        solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
+        for _ in range(rounds):
+            at_dates(z, knot, frac, fit)
+            reweight(y, w0, fit, w, low, need)
+            solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
+        for k in range(n_knots):
+            for j in range(width):
+                out[k, p0 + j] = z[k, j] if looks[j] >= 2.0 else np.nan
