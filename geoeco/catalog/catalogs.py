@@ -1,0 +1,456 @@
+"""Catalogues: where imagery is. One class for STAC files (local or remote), one for STAC APIs, one door for both."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pystac
+from odc.geo.geom import Geometry
+from shapely.geometry import mapping
+
+from geoeco.catalog.band_names import is_raster
+from geoeco.catalog.faults import fault
+from geoeco.catalog.filters import Moment, Wanted, interval_of
+from geoeco.catalog.footprints import footprint_of
+from geoeco.catalog.hrefs import HrefPolicy, absolute, is_remote
+from geoeco.errors import CatalogError
+
+if TYPE_CHECKING:
+    from pystac_client.stac_api_io import StacApiIO
+
+__all__ = ["ApiCatalog", "Catalog", "CollectionExtent", "StaticCatalog", "open_catalog"]
+
+#: Seconds to wait for a catalogue to connect and to answer.
+TIMEOUT = 60.0
+_PAGE = 100
+_SCAN_LIMIT = 100_000
+
+
+@dataclass(frozen=True)
+class CollectionExtent:
+    """What a catalogue says (or shows) that one of its collections holds.
+
+    Attributes
+    ----------
+    id : str
+        Empty for items that belong to no collection.
+    start, end : datetime or None
+        Inclusive; None is open.
+    bbox : tuple of float or None
+        West, south, east, north in degrees; west > east crosses the antimeridian.
+    items : int or None
+        Number of items, where they were counted.
+    """
+
+    id: str
+    start: dt.datetime | None
+    end: dt.datetime | None
+    bbox: tuple[float, float, float, float] | None
+    items: int | None = None
+
+    def __str__(self) -> str:
+        days = [f"{moment:%Y-%m-%d}" if moment else ".." for moment in (self.start, self.end)]
+        where = "" if self.bbox is None else ", bbox " + " ".join(f"{v:.4g}" for v in self.bbox)
+        count = "" if self.items is None else f", {self.items} items"
+        return f"{self.id or '(no collection)'}: {days[0]} to {days[1]}{where}{count}"
+
+
+class Catalog(ABC):
+    """A catalogue that can be searched; made by `open_catalog`.
+
+    Attributes
+    ----------
+    href : str
+        Absolute path or URL.
+    id, title : str
+        As the catalogue calls itself.
+    """
+
+    def __init__(self, href: str, record: Mapping[str, Any], policy: HrefPolicy) -> None:
+        self.href = href
+        self.id = str(record.get("id") or Path(href).stem)
+        self.title = str(record.get("title") or self.id)
+        self._policy = policy
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id!r} at {self.href}>"
+
+    @abstractmethod
+    def _records(self, wanted: Wanted) -> Iterator[tuple[dict[str, Any], str]]:
+        """Items as JSON dictionaries with the href of the document each stands in; lazily, maybe more than wanted."""
+
+    @abstractmethod
+    def collections(self) -> tuple[CollectionExtent, ...]:
+        """The catalogue's collections with their extents, sorted by id."""
+
+    def describe(self) -> str:
+        """What the catalogue holds, in a few lines, for messages."""
+        lines = [f"{self.title} ({self.href})", *(f"  {extent}" for extent in self.collections())]
+        return "\n".join(lines if len(lines) > 1 else [*lines, "  no collections and no items"])
+
+    def search(
+        self,
+        *,
+        bbox: Sequence[float] | None = None,
+        geometry: Geometry | None = None,
+        period: tuple[Moment, Moment] | str | None = None,
+        collections: Sequence[str] | str | None = None,
+        max_cloud_cover: float | None = None,
+        query: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+    ) -> list[pystac.Item]:
+        """Items that lie in an area and a period and answer a query.
+
+        Parameters
+        ----------
+        bbox : sequence of float, optional
+            West, south, east, north in degrees; west > east crosses the antimeridian.
+        geometry : odc.geo.geom.Geometry, optional
+            An area in any CRS, instead of `bbox`.
+        period : tuple or str, optional
+            ``(start, end)``, both inclusive, either of them None; see `parse_period`.
+        collections : sequence of str, optional
+            Ids of collections.
+        max_cloud_cover : float, optional
+            In percent; items that do not state ``eo:cloud_cover`` are left out, as APIs do.
+        query : mapping, optional
+            ``{property: value}`` or ``{property: {operator: value}}`` with eq, neq, lt, lte, gt, gte, in,
+            startsWith, endsWith, contains.
+        limit : int, optional
+            Stop after this many matching items in the catalogue's own order: a guard, not a ranking.
+
+        Returns
+        -------
+        list of pystac.Item
+            Sorted by time and id, with absolute asset hrefs that were checked (see `open_catalog`). Only the link to
+            the item's own document is kept, so that ``item.to_dict()`` never reads anything. Empty if nothing
+            matches; `describe` says what there is.
+
+        Raises
+        ------
+        InputError
+            If an argument cannot be read or the period ends before it starts.
+        CatalogError
+            If the catalogue or a matching item cannot be read, a collection does not exist, or an asset points where
+            it may not.
+        TransientError
+            If a remote catalogue does not answer, or not now.
+        """
+        wanted = Wanted.of(
+            bbox=bbox,
+            geometry=geometry,
+            period=period,
+            collections=collections,
+            max_cloud_cover=max_cloud_cover,
+            query=query,
+        )
+        found: dict[tuple[str, str], pystac.Item] = {}
+        repeated = 0
+        for record, base in self._records(wanted):
+            if not wanted.matches(record):
+                continue
+            item = self._item(record, base)
+            key = (item.collection_id or "", item.id)
+            repeated += key in found
+            found.setdefault(key, item)
+            if limit is not None and len(found) >= limit:
+                break
+        if repeated:
+            warnings.warn(f"{repeated} items of {self.href} repeat an id and were left out", stacklevel=2)
+        if not found and wanted.collections is not None:
+            self._check_collections(wanted.collections)
+        return sorted(found.values(), key=lambda item: (interval_of(_times(item))[0], item.id))
+
+    def _check_collections(self, names: Iterable[str]) -> None:
+        have = sorted(extent.id for extent in self.collections())
+        if missing := [name for name in names if name not in have]:
+            raise CatalogError(
+                f"there is no collection {missing[0]!r} in this catalogue",
+                where=self.href,
+                what_to_do=f"use one of {', '.join(have[:40]) or '(it has none)'}",
+                code="catalog-collection",
+            )
+
+    def _item(self, record: dict[str, Any], base: str) -> pystac.Item:
+        """A record as an item of the current STAC version, its assets absolute and checked."""
+        where = f"item {record.get('id')} in {base}"
+        interval_of(record)
+        try:
+            item = pystac.Item.from_dict({**record, "links": []}, href=base, migrate=True, preserve_dict=True)
+        except Exception as error:
+            raise CatalogError(
+                f"an item cannot be read: {type(error).__name__}: {error}",
+                where=where,
+                what_to_do="check it with a STAC validator",
+                code="catalog-item",
+            ) from error
+        item.clear_links()
+        item.set_self_href(base)
+        for key, asset in list(item.assets.items()):
+            try:
+                asset.href = self._policy.check(asset.href, base)
+            except ValueError as error:
+                if is_raster(asset):
+                    raise self._policy.refuse(error, asset.href, f"asset {key} of {where}") from error
+                # previews and documents are never read: they go rather than stop a search
+                del item.assets[key]
+        return item
+
+
+def _times(item: pystac.Item) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "properties": {**item.properties, "datetime": item.datetime or item.properties.get("datetime")},
+    }
+
+
+class StaticCatalog(Catalog):
+    """STAC files: a catalogue, a collection, an item or an ItemCollection, local or remote, read as they are needed."""
+
+    def __init__(self, href: str, record: dict[str, Any], policy: HrefPolicy, reader: _Reader) -> None:
+        super().__init__(href, record, policy)
+        self._record = record
+        self._reader = reader
+
+    def _walk(self, names: tuple[str, ...] | None = None) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+        """Documents below this one, depth first: (kind, record, href, collection id). Each document is read once."""
+        seen = {self.href}
+        stack: list[tuple[dict[str, Any] | str, str, str]] = [(self._record, self.href, "")]
+        while stack:
+            entry, href, collection = stack.pop()
+            record = self._reader.read(href) if isinstance(entry, str) else entry
+            kind = _kind(record, href)
+            if kind == "FeatureCollection":
+                features = record.get("features")
+                if not isinstance(features, list):
+                    raise CatalogError("an ItemCollection without `features`", where=href, what_to_do="repair the file")
+                for feature in features:
+                    yield "Feature", _mapping(feature, href), href, collection
+                continue
+            yield kind, record, href, collection
+            if kind == "Feature":
+                continue
+            if kind == "Collection":
+                collection = str(record.get("id", ""))
+                if names is not None and collection not in names:
+                    # an unwanted collection may still hold wanted ones
+                    stack.extend(self._children(record, href, collection, seen, ("child",)))
+                    continue
+            stack.extend(self._children(record, href, collection, seen, ("child", "item", "items")))
+
+    def _children(
+        self, record: Mapping[str, Any], href: str, collection: str, seen: set[str], relations: tuple[str, ...]
+    ) -> list[tuple[str, str, str]]:
+        out = []
+        for link in record.get("links") or []:
+            if not isinstance(link, dict) or link.get("rel") not in relations:
+                continue
+            try:
+                target = self._policy.check(str(link.get("href") or ""), href)
+            except ValueError as error:
+                raise self._policy.refuse(error, str(link.get("href")), f"{link.get('rel')} link in {href}") from error
+            if target not in seen:
+                seen.add(target)
+                out.append((target, target, collection))
+        return out[::-1]
+
+    def _records(self, wanted: Wanted) -> Iterator[tuple[dict[str, Any], str]]:
+        for kind, record, href, collection in self._walk(wanted.collections):
+            if kind != "Feature":
+                continue
+            own = str(record.get("collection") or collection)
+            if wanted.collections is None or own in wanted.collections:
+                yield (record if record.get("collection") or not collection else {**record, "collection": own}), href
+
+    def collections(self) -> tuple[CollectionExtent, ...]:
+        """Collections and what their items cover, counted from the items themselves (up to 100,000 of them)."""
+        spans: dict[str, list[Any]] = {}
+        for number, (kind, record, _, collection) in enumerate(self._walk()):
+            if number > _SCAN_LIMIT:
+                break
+            if kind == "Collection":
+                spans.setdefault(str(record.get("id", "")), [None, None, None, 0])
+            if kind != "Feature":
+                continue
+            span = spans.setdefault(str(record.get("collection") or collection), [None, None, None, 0])
+            start, end = interval_of(record)
+            span[0] = start if span[0] is None else min(span[0], start)
+            span[1] = end if span[1] is None else max(span[1], end)
+            if (outline := footprint_of(record)) is not None:
+                bounds = outline.bounds
+                old = span[2] or bounds
+                span[2] = (
+                    min(old[0], bounds[0]),
+                    min(old[1], bounds[1]),
+                    max(old[2], bounds[2]),
+                    max(old[3], bounds[3]),
+                )
+            span[3] += 1
+        return tuple(CollectionExtent(name, *spans[name]) for name in sorted(spans))
+
+
+class ApiCatalog(Catalog):
+    """A STAC API, by pystac-client."""
+
+    def __init__(self, href: str, record: dict[str, Any], policy: HrefPolicy, reader: _Reader) -> None:
+        import pystac_client
+
+        super().__init__(href, record, policy)
+        try:
+            self._client = pystac_client.Client.from_dict(record, href=href, migrate=True)
+        except Exception as error:
+            raise fault(error, href) from error
+        self._client._stac_io = reader.api
+
+    def _records(self, wanted: Wanted) -> Iterator[tuple[dict[str, Any], str]]:
+        from pystac_client import ConformanceClasses
+
+        asked: dict[str, Any] = {"datetime": wanted.interval(), "collections": wanted.collections, "limit": _PAGE}
+        if wanted.area is not None:
+            # always a geometry: not every server reads a bbox whose west lies beyond its east
+            asked["intersects"] = mapping(wanted.area)
+        if wanted.query and self._client.conforms_to(ConformanceClasses.QUERY):
+            asked["query"] = wanted.query
+        try:
+            pages = self._client.search(**asked).items_as_dicts()
+            for record in pages:
+                yield _mapping(record, self.href), _own_href(record, self.href)
+        except Exception as error:
+            raise fault(error, f"search of {self.href}") from error
+
+    def collections(self) -> tuple[CollectionExtent, ...]:
+        """Collections with the extents that the API states."""
+        try:
+            found = list(self._client.get_collections())
+        except Exception as error:
+            raise fault(error, f"collections of {self.href}") from error
+        out = []
+        for collection in found:
+            interval = (collection.extent.temporal.intervals or [[None, None]])[0]
+            boxes = collection.extent.spatial.bboxes or [None]
+            box = boxes[0]
+            bounds = None if box is None else tuple(float(v) for v in (box if len(box) == 4 else [*box[:2], *box[3:5]]))
+            out.append(CollectionExtent(collection.id, interval[0], interval[1], bounds))  # type: ignore[arg-type]  # four of them
+        return tuple(sorted(out, key=lambda extent: extent.id))
+
+
+class _Reader:
+    """Reads JSON documents: paths, http(s) and object stores."""
+
+    def __init__(self, headers: Mapping[str, str] | None) -> None:
+        self._headers = dict(headers or {})
+        self._api: StacApiIO | None = None
+
+    @property
+    def api(self) -> StacApiIO:
+        if self._api is None:
+            from pystac_client.stac_api_io import StacApiIO
+
+            self._api = StacApiIO(headers=self._headers, timeout=TIMEOUT, max_retries=2)
+        return self._api
+
+    def read(self, href: str) -> dict[str, Any]:
+        try:
+            if not is_remote(href):
+                text = Path(href).read_text(encoding="utf-8")
+            elif href.startswith(("http://", "https://")):
+                text = self.api.read_text(href)
+            else:
+                import fsspec
+
+                with fsspec.open(href, "r", encoding="utf-8") as file:
+                    text = file.read()
+            return _mapping(json.loads(text), href)
+        except RecursionError as error:
+            raise CatalogError("the JSON is nested too deep", where=href, what_to_do="check the file") from error
+        except Exception as error:
+            raise fault(error, href) from error
+
+
+def _mapping(record: object, href: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise CatalogError(
+            "this is JSON, but not a STAC document", where=href, what_to_do="check the address", code="catalog-json"
+        )
+    return record
+
+
+def _kind(record: Mapping[str, Any], href: str) -> str:
+    """``Catalog``, ``Collection``, ``Feature`` or ``FeatureCollection``."""
+    kind = record.get("type")
+    if kind in ("Catalog", "Collection", "Feature", "FeatureCollection"):
+        return str(kind)
+    if kind is None and "stac_version" in record:  # STAC before 1.0.0-rc.1 had no type on catalogues
+        return "Collection" if "extent" in record else "Catalog"
+    raise CatalogError(
+        f"this is not a STAC document (its type is {kind!r})",
+        where=href,
+        what_to_do="give a STAC catalogue, collection, item or ItemCollection, or the landing page of a STAC API",
+        code="catalog-type",
+    )
+
+
+def _own_href(record: Mapping[str, Any], fallback: str) -> str:
+    for link in record.get("links") or []:
+        if isinstance(link, dict) and link.get("rel") == "self" and str(link.get("href", "")).startswith("http"):
+            return str(link["href"])
+    return fallback
+
+
+def _is_api(record: Mapping[str, Any]) -> bool:
+    if record.get("type", "Catalog") != "Catalog":
+        return False
+    relations = {link.get("rel") for link in record.get("links") or [] if isinstance(link, dict)}
+    return "search" in relations
+
+
+def open_catalog(
+    href: str | os.PathLike[str], *, headers: Mapping[str, str] | None = None, allow: Sequence[str] = ()
+) -> Catalog:
+    """Open a catalogue of imagery.
+
+    Parameters
+    ----------
+    href : str or path
+        A STAC catalogue, collection, item or ItemCollection file (a path, ``file:``, ``http(s):``, or an object store
+        that fsspec knows, such as ``s3:``), or the landing page of a STAC API.
+    headers : mapping, optional
+        HTTP headers for the catalogue, for instance ``{"Authorization": ...}``; not sent to archives.
+    allow : sequence of str, optional
+        Further folders and URL prefixes that assets and links may point to. Without it, those of a STAC file may
+        point below the file's own folder, to the same host, or to the public Sentinel-2 archives
+        (`PUBLIC_ARCHIVES`); those of an API to any remote address. Files of this machine are never reached from a
+        remote catalogue, GDAL virtual file systems and VRTs never at all.
+
+    Returns
+    -------
+    Catalog
+
+    Raises
+    ------
+    CatalogError
+        If it is missing or is no STAC catalogue.
+    TransientError
+        If it does not answer, or not now.
+    """
+    text = os.fspath(href)
+    try:
+        address = absolute(text, os.path.join(os.getcwd(), "."))  # noqa: PTH109, PTH118  # absolute() takes text
+    except ValueError as error:
+        raise CatalogError(
+            f"{text!r} cannot be opened: {error}", what_to_do="give a path or an http(s) address", code="catalog-href"
+        ) from error
+    reader = _Reader(headers)
+    record = reader.read(address)
+    _kind(record, address)
+    if _is_api(record):
+        return ApiCatalog(address, record, HrefPolicy(address, tuple(allow), any_remote=True), reader)
+    return StaticCatalog(address, record, HrefPolicy(address, tuple(allow)), reader)
