@@ -1,0 +1,358 @@
+"""Overviews and statistics of a raster, by rules that do not depend on how its pixels arrived.
+
+The raster is walked in fixed tiles, whatever the blocks were in which it was written; sums of tiles are added
+exactly (`math.fsum`), so that statistics are the same to the last bit for any block size and any number of threads.
+Overviews are halved level by level on whole 2 x 2 windows: mode for classes, mean for continuous variables, the top
+left pixel otherwise. Nodata never enters a mode or a mean and never wins while one of the four pixels is valid.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.windows import Window
+
+__all__ = ["BandStatistics", "FilePlanes", "MemoryPlanes", "Planes", "build_overviews", "halve", "overview_shapes"]
+
+Array = npt.NDArray[Any]
+
+#: Rows and columns of the tiles in which a raster is walked. Part of the definition of the statistics: fixed.
+TILE = (512, 2048)
+BLOCK = 512
+
+_GDAL_TYPES = {
+    "uint8": "Byte",
+    "int8": "Int8",
+    "uint16": "UInt16",
+    "int16": "Int16",
+    "uint32": "UInt32",
+    "int32": "Int32",
+    "float32": "Float32",
+    "float64": "Float64",
+}
+
+
+def gdal_type(dtype: npt.DTypeLike) -> str:
+    """GDAL's name of a data type."""
+    return _GDAL_TYPES[np.dtype(dtype).name]
+
+
+class Planes(Protocol):
+    """The pixels of one level, ``(band, y, x)``, wherever they are kept."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    def read(self, rows: slice, cols: slice) -> Array:
+        """Pixels of a window, ``(band, rows, cols)``; not to be changed."""
+        ...
+
+    def write(self, rows: slice, cols: slice, values: Array) -> None:
+        """Store the pixels of a window, ``(band, rows, cols)``."""
+        ...
+
+    def source(self) -> str:
+        """Name under which GDAL opens the level."""
+        ...
+
+    def close(self) -> None:
+        """Finish writing."""
+        ...
+
+
+class MemoryPlanes:
+    """A level in memory; GDAL reads the very same bytes, without a copy."""
+
+    def __init__(self, values: Array) -> None:
+        self.values = values
+        self.shape = (int(values.shape[0]), int(values.shape[1]), int(values.shape[2]))
+        self.dtype = values.dtype
+
+    @classmethod
+    def filled(cls, shape: tuple[int, int, int], dtype: npt.DTypeLike, fill: float) -> MemoryPlanes:
+        """A level of one value."""
+        return cls(np.full(shape, fill, dtype))
+
+    def read(self, rows: slice, cols: slice) -> Array:
+        """Pixels of a window (a view)."""
+        view: Array = self.values[:, rows, cols]
+        return view
+
+    def write(self, rows: slice, cols: slice, values: Array) -> None:
+        """Store the pixels of a window."""
+        self.values[:, rows, cols] = values
+
+    def source(self) -> str:
+        """Name under which GDAL opens the level (needs ``GDAL_MEM_ENABLE_OPEN=YES``)."""
+        bands, height, width = self.shape
+        return (
+            f"MEM:::DATAPOINTER={self.values.ctypes.data},PIXELS={width},LINES={height},BANDS={bands},"
+            f"DATATYPE={gdal_type(self.dtype)}"
+        )
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class FilePlanes:
+    """A level in an uncompressed tiled TIFF, for rasters larger than memory. Safe to use from several threads."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: npt.DTypeLike, fill: float) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self._path = path
+        self._lock = threading.Lock()
+        self._dataset = rasterio.open(
+            path,
+            "w+",
+            driver="GTiff",
+            count=shape[0],
+            height=shape[1],
+            width=shape[2],
+            dtype=self.dtype.name,
+            nodata=fill,
+            tiled=True,
+            blockxsize=BLOCK,
+            blockysize=BLOCK,
+            interleave="band",
+            BIGTIFF="YES",
+            SPARSE_OK="TRUE",
+        )
+
+    def _window(self, rows: slice, cols: slice) -> Window:
+        return Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+
+    def read(self, rows: slice, cols: slice) -> Array:
+        """Pixels of a window (a copy)."""
+        with self._lock:
+            values: Array = self._dataset.read(window=self._window(rows, cols))
+        return values
+
+    def write(self, rows: slice, cols: slice, values: Array) -> None:
+        """Store the pixels of a window."""
+        with self._lock:
+            self._dataset.write(values, window=self._window(rows, cols))
+
+    def source(self) -> str:
+        """Path of the file; `close` first."""
+        return str(self._path)
+
+    def close(self) -> None:
+        """Flush to disk; nothing can be read or written afterwards."""
+        with self._lock:
+            self._dataset.close()
+
+
+def overview_shapes(height: int, width: int, smallest: int = BLOCK) -> list[tuple[int, int]]:
+    """Sizes of the overviews of a raster: halved, rounded up, until one block holds everything."""
+    shapes = []
+    while max(height, width) > smallest:
+        height, width = (height + 1) // 2, (width + 1) // 2
+        shapes.append((height, width))
+    return shapes
+
+
+def _corners(values: Array) -> tuple[Array, Array, Array, Array]:
+    # an odd edge is completed with its own last row or column, which changes neither a mean nor a mode
+    _, height, width = values.shape
+    if height % 2 or width % 2:
+        values = np.pad(values, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+    return values[:, ::2, ::2], values[:, ::2, 1::2], values[:, 1::2, ::2], values[:, 1::2, 1::2]
+
+
+def _mode(values: Array, nodata: float) -> Array:
+    # a pair of equal pixels wins; of two pairs, or of four different pixels, the first in reading order
+    a, b, c, d = (np.ascontiguousarray(corner) for corner in _corners(values))
+    none = values.dtype.type(nodata)
+    first = np.where(a != none, a, np.where(b != none, b, np.where(c != none, c, d)))
+    second = np.where((b != none) & ((b == c) | (b == d)), b, np.where((c == d) & (c != none), c, first))
+    mode: Array = np.where((a != none) & ((a == b) | (a == c) | (a == d)), a, second)
+    return mode
+
+
+def _mean(values: Array, nodata: float) -> Array:
+    corners = _corners(values)
+    wide = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind != "f" else np.float32
+    total = np.zeros(corners[0].shape, wide)
+    count = np.zeros(corners[0].shape, np.uint8)
+    none = values.dtype.type(nodata)
+    for corner in corners:
+        valid = corner != none
+        np.add(total, corner, out=total, where=valid, casting="same_kind")
+        count += valid
+    mean = np.full(total.shape, nodata, wide)
+    np.divide(total, count, out=mean, where=count > 0)
+    if values.dtype.kind in "iu":
+        mean = np.rint(mean)
+    out: Array = mean.astype(values.dtype)
+    return out
+
+
+def halve(values: Array, method: str, nodata: float) -> Array:
+    """Half-size overview of a raster.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, (band, y, x)
+        Starts on even rows and columns of the raster.
+    method : {"mode", "average", "nearest"}
+    nodata : float
+
+    Returns
+    -------
+    numpy.ndarray, (band, ceil(y / 2), ceil(x / 2))
+    """
+    if method == "mode":
+        return _mode(values, nodata)
+    if method == "average":
+        return _mean(values, nodata)
+    nearest: Array = np.ascontiguousarray(values[:, ::2, ::2])
+    return nearest
+
+
+@dataclass(frozen=True)
+class BandStatistics:
+    """Statistics of the valid stored values of one band (before scale and offset).
+
+    Attributes
+    ----------
+    valid, total : int
+        Number of valid pixels, of all pixels.
+    minimum, maximum, mean, std : float
+        NaN where no pixel is valid. ``std`` is that of the population, as GDAL computes it.
+    """
+
+    valid: int
+    total: int
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class _Tile:
+    count: int
+    minimum: float
+    maximum: float
+    mean: float
+    total: float
+    squares: float
+
+
+def _tile_statistics(values: Array, nodata: float) -> _Tile:
+    valid = values != values.dtype.type(nodata)
+    count = int(np.count_nonzero(valid))
+    if count == 0:
+        return _Tile(0, math.nan, math.nan, math.nan, 0.0, 0.0)
+    kept = values if count == values.size else values[valid]
+    wide = kept.astype(np.float64)
+    total = float(wide.sum())
+    mean = total / count
+    minimum, maximum = float(kept.min()), float(kept.max())
+    wide -= mean
+    np.multiply(wide, wide, out=wide)
+    return _Tile(count, minimum, maximum, mean, total, float(wide.sum()))
+
+
+def _merge(tiles: list[_Tile], total: int) -> BandStatistics:
+    tiles = [tile for tile in tiles if tile.count]
+    count = sum(tile.count for tile in tiles)
+    if not count:
+        return BandStatistics(0, total, math.nan, math.nan, math.nan, math.nan)
+    mean = math.fsum(tile.total for tile in tiles) / count
+    squares = math.fsum(tile.squares for tile in tiles) + math.fsum(t.count * (t.mean - mean) ** 2 for t in tiles)
+    minimum, maximum = min(tile.minimum for tile in tiles), max(tile.maximum for tile in tiles)
+    return BandStatistics(count, total, minimum, maximum, mean, math.sqrt(squares / count))
+
+
+def _histogram(values: Array) -> Array:
+    flat = np.ascontiguousarray(values).ravel()
+    if flat.dtype == np.uint8 and flat.size % 2 == 0:
+        # counting pairs of pixels halves the work; the pairs are taken apart afterwards
+        pairs = np.bincount(flat.view(np.uint16), minlength=65536).reshape(256, 256)
+        both: Array = pairs.sum(axis=0) + pairs.sum(axis=1)
+        return both
+    counts: Array = np.bincount(flat, minlength=256 if flat.dtype == np.uint8 else 65536)
+    return counts
+
+
+def _tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    for top in range(0, height, TILE[0]):
+        for left in range(0, width, TILE[1]):
+            yield slice(top, min(top + TILE[0], height)), slice(left, min(left + TILE[1], width))
+
+
+def _half(window: slice) -> slice:
+    return slice(window.start // 2, (window.stop + 1) // 2)
+
+
+def build_overviews(
+    base: Planes,
+    make: Callable[[tuple[int, int, int]], Planes],
+    *,
+    method: str,
+    nodata: float,
+    histogram: bool,
+    threads: int,
+) -> tuple[list[Planes], list[BandStatistics], Array]:
+    """Overviews and statistics of a raster in one walk over its pixels.
+
+    Parameters
+    ----------
+    base : Planes
+        Full resolution.
+    make : callable
+        Makes the empty level of a given shape.
+    method : {"mode", "average", "nearest"}
+    nodata : float
+    histogram : bool
+        Count codes (unsigned integers) instead of computing statistics.
+    threads : int
+
+    Returns
+    -------
+    overviews : list of Planes
+    statistics : list of BandStatistics
+        One a band; empty where `histogram`.
+    counts : numpy.ndarray of int
+        Pixels of every code; empty where not `histogram`.
+    """
+    bands, height, width = base.shape
+    overviews = [make((bands, *shape)) for shape in overview_shapes(height, width)]
+    size = 256 if base.dtype == np.uint8 else 65536
+    counts = np.zeros(size if histogram else 0, np.int64)
+    per_band: list[list[_Tile]] = [[] for _ in range(bands)]
+
+    def first(window: tuple[slice, slice]) -> tuple[list[_Tile], Array]:
+        values = base.read(*window)
+        if overviews:
+            overviews[0].write(_half(window[0]), _half(window[1]), halve(values, method, nodata))
+        if histogram:
+            return [], _histogram(values)
+        return [_tile_statistics(band, nodata) for band in values], counts
+
+    with ThreadPoolExecutor(threads) as pool:
+        # map keeps the order of the tiles, whichever thread finishes first
+        for tiles, tile_counts in pool.map(first, _tiles(height, width)):
+            if histogram:
+                counts += tile_counts
+            for band, tile in enumerate(tiles):
+                per_band[band].append(tile)
+        for finer, coarser in zip(overviews, overviews[1:], strict=False):
+
+            def step(window: tuple[slice, slice], finer: Planes = finer, coarser: Planes = coarser) -> None:
+                coarser.write(_half(window[0]), _half(window[1]), halve(finer.read(*window), method, nodata))
+
+            list(pool.map(step, _tiles(*finer.shape[1:])))
+    statistics = [] if histogram else [_merge(tiles, height * width) for tiles in per_band]
+    return overviews, statistics, counts
