@@ -10,21 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from geoeco import (
-        accessor,
-        catalog,
-        cubes,
-        engine,
-        errors,
-        grid,
-        outputs,
-        phenology,
-        sampling,
-        sensors,
-        simulate,
-        steps,
-        variables,
-    )
     from geoeco.catalog import open_catalog
     from geoeco.cubes import open_cube
     from geoeco.engine import Recipe
