@@ -52,7 +52,7 @@ _COG = "profile=cloud-optimized"
 
 
 def band_name(name: str) -> str | None:
-    """geoeco's name of a layer (``B01`` .. ``B12``, ``B8A``, ``SCL``, ``AOT``, ``WVP``), or None if it is none.
+    """Give geoeco's name of a layer (``B01`` .. ``B12``, ``B8A``, ``SCL``, ``AOT``, ``WVP``), or None if it is none.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _candidates(item: pystac.Item) -> Iterator[tuple[str, int, int | None, str, 
 
 
 def asset_for(item: pystac.Item, band: str) -> pystac.Asset:
-    """The asset of an item that holds a band, whatever the catalogue calls it.
+    """Find the asset of an item that holds a band, whatever the catalogue calls it.
 
     Parameters
     ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -89,10 +90,10 @@ class Catalog(ABC):
 
     @abstractmethod
     def collections(self) -> tuple[CollectionExtent, ...]:
-        """The catalogue's collections with their extents, sorted by id."""
+        """List the catalogue's collections with their extents, sorted by id."""
 
     def describe(self) -> str:
-        """What the catalogue holds, in a few lines, for messages."""
+        """Say what the catalogue holds, in a few lines, for messages."""
         lines = [f"{self.title} ({self.href})", *(f"  {extent}" for extent in self.collections())]
         return "\n".join(lines if len(lines) > 1 else [*lines, "  no collections and no items"])
 
@@ -180,7 +181,7 @@ class Catalog(ABC):
             )
 
     def _item(self, record: dict[str, Any], base: str) -> pystac.Item:
-        """A record as an item of the current STAC version, its assets absolute and checked."""
+        """Turn a record into an item of the current STAC version, its assets absolute and checked."""
         where = f"item {record.get('id')} in {base}"
         interval_of(record)
         try:
@@ -271,7 +272,7 @@ class StaticCatalog(Catalog):
                 yield (record if record.get("collection") or not collection else {**record, "collection": own}), href
 
     def collections(self) -> tuple[CollectionExtent, ...]:
-        """Collections and what their items cover, counted from the items themselves (up to 100,000 of them)."""
+        """List the collections and what their items cover, counted from the items (100,000 at most)."""
         spans: dict[str, list[Any]] = {}
         for number, (kind, record, _, collection) in enumerate(self._walk()):
             if number > _SCAN_LIMIT:
@@ -327,7 +328,7 @@ class ApiCatalog(Catalog):
             raise fault(error, f"search of {self.href}") from error
 
     def collections(self) -> tuple[CollectionExtent, ...]:
-        """Collections with the extents that the API states."""
+        """List the collections with the extents that the API states."""
         try:
             found = list(self._client.get_collections())
         except Exception as error:
@@ -335,10 +336,11 @@ class ApiCatalog(Catalog):
         out = []
         for collection in found:
             interval = (collection.extent.temporal.intervals or [[None, None]])[0]
-            boxes = collection.extent.spatial.bboxes or [None]
-            box = boxes[0]
-            bounds = None if box is None else tuple(float(v) for v in (box if len(box) == 4 else [*box[:2], *box[3:5]]))
-            out.append(CollectionExtent(collection.id, interval[0], interval[1], bounds))  # type: ignore[arg-type]  # four of them
+            box = next(iter(collection.extent.spatial.bboxes), [])
+            ends = (0, 1, 3, 4) if len(box) == 6 else (0, 1, 2, 3)
+            west, south, east, north = (float(box[i]) if box else math.nan for i in ends)
+            bounds = (west, south, east, north) if box else None
+            out.append(CollectionExtent(collection.id, interval[0], interval[1], bounds))
         return tuple(sorted(out, key=lambda extent: extent.id))
 
 

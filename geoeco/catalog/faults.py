@@ -22,7 +22,7 @@ _TRANSIENT_NAMES = (
 
 
 def status_fault(status: int, where: str, detail: str = "") -> GeoecoError:
-    """The error for an HTTP status: transient for 403, 408, 429 and 5xx, else final.
+    """Make the error for an HTTP status: transient for 403, 408, 429 and 5xx, else final.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def fault(error: BaseException, where: str) -> GeoecoError:
-    """The geoeco error for whatever a remote read, search or signature raised.
+    """Make the geoeco error for whatever a remote read, search or signature raised.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ _OPERATORS = ("eq", "neq", "lt", "lte", "gt", "gte", "in", "startsWith", "endsWi
 
 
 def _moment(value: Moment, *, end: bool) -> dt.datetime | None:
-    """A moment in UTC; a year, month or day stands for its first or, at the end of a period, its last microsecond."""
+    """Read a moment as UTC; a year, month or day means its first or, as an end, its last microsecond."""
     if value is None or value == "" or value == "..":
         return None
     if isinstance(value, np.datetime64):
@@ -64,7 +64,7 @@ def _moment(value: Moment, *, end: bool) -> dt.datetime | None:
 
 
 def parse_period(period: tuple[Moment, Moment] | str | None) -> tuple[dt.datetime | None, dt.datetime | None]:
-    """A period as two moments in UTC, both inclusive, either of them open (None).
+    """Read a period as two moments in UTC, both inclusive, either of them open (None).
 
     Parameters
     ----------
@@ -144,13 +144,13 @@ def _compare(have: Any, operator: str, want: Any) -> bool:
     if operator == "eq":
         return bool(have == want)
     try:
-        return {"lt": have < want, "lte": have <= want, "gt": have > want, "gte": have >= want}[operator]
+        return bool({"lt": have < want, "lte": have <= want, "gt": have > want, "gte": have >= want}[operator])
     except TypeError:
         return False
 
 
 def _checked_query(query: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The query with every condition spelt as ``{property: {operator: value}}``."""
+    """Spell the query with every condition as ``{property: {operator: value}}``."""
     out: dict[str, dict[str, Any]] = {}
     for name, condition in (query or {}).items():
         spelt = dict(condition) if isinstance(condition, Mapping) else {"eq": condition}
@@ -241,7 +241,7 @@ class Wanted:
         return outline is not None and bool(self.area.intersects(outline))
 
     def interval(self) -> str | None:
-        """The period as a STAC API wants it, or None where it is open on both sides."""
+        """Write the period as a STAC API wants it, or None where it is open on both sides."""
         if self.start is None and self.end is None:
             return None
         return "/".join(

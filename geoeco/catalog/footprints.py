@@ -6,10 +6,12 @@ asks (RFC 7946, section 3.1.9).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pystac
 import shapely
 from odc.geo.geom import Geometry
@@ -23,6 +25,11 @@ __all__ = ["area_lonlat", "centre_longitude", "footprint", "footprint_of"]
 _WORLD = 360.0
 
 
+def _moved(geometry: BaseGeometry, degrees: float) -> BaseGeometry:
+    """Geometry with its longitudes moved."""
+    return shapely.transform(geometry, lambda xy: xy + np.array([degrees, 0.0]))
+
+
 def _pieces(geometry: BaseGeometry) -> BaseGeometry:
     """Bring a geometry whose longitudes may lie beyond 180 degrees back to -180..180, cut where it crosses."""
     west, _, east, _ = geometry.bounds
@@ -32,14 +39,14 @@ def _pieces(geometry: BaseGeometry) -> BaseGeometry:
     for turn in range(math.floor((west + 180) / _WORLD), math.floor((east + 180) / _WORLD) + 1):
         strip = geometry.intersection(box(-180 + turn * _WORLD, -90, 180 + turn * _WORLD, 90))
         if strip.area > 0 or (not strip.is_empty and geometry.area == 0):
-            parts.append(shapely.transform(strip, lambda xy, turn=turn: xy - [turn * _WORLD, 0.0]))
+            parts.append(_moved(strip, -turn * _WORLD))
     return shapely.union_all(parts)
 
 
 def _unwrapped_ring(ring: Any) -> list[tuple[float, float]]:
     """Vertices of a ring with longitudes made continuous: no edge goes the long way round the globe."""
     points = [(float(x), float(y)) for x, y in shapely.get_coordinates(ring)]
-    steps = [b[0] - a[0] for a, b in zip(points, points[1:], strict=False)]
+    steps = [b[0] - a[0] for a, b in itertools.pairwise(points)]
     spans_the_globe = any(math.isclose(abs(step), _WORLD) for step in steps)
     if spans_the_globe or all(abs(step) <= 180 for step in steps):
         return points
@@ -71,7 +78,7 @@ def _valid(geometry: BaseGeometry) -> BaseGeometry:
 
 
 def area_lonlat(area: Geometry) -> BaseGeometry:
-    """An area of interest in longitude and latitude, cut at the antimeridian.
+    """Bring an area of interest to longitude and latitude, cut at the antimeridian.
 
     Parameters
     ----------
@@ -149,6 +156,9 @@ def centre_longitude(item: pystac.Item) -> float | None:
     west = min(part.bounds[0] for part in pieces)
     east = max(part.bounds[2] for part in pieces)
     crosses = east - west > 180 and len(pieces) > 1
-    moved = [shapely.transform(p, lambda xy: xy + [_WORLD, 0.0]) if crosses and p.bounds[2] <= 0 else p for p in pieces]
+    moved = [
+        shapely.transform(p, lambda xy: xy + np.array([_WORLD, 0.0])) if crosses and p.bounds[2] <= 0 else p
+        for p in pieces
+    ]
     centre = float(shapely.union_all(moved).centroid.x)
     return (centre + 180.0) % _WORLD - 180.0

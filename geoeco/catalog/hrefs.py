@@ -69,7 +69,7 @@ def _local_path(href: str) -> str:
 
 
 def absolute(href: str, base: str) -> str:
-    """An href made absolute against the document it stands in.
+    """Make an href absolute against the document it stands in.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class HrefPolicy:
     any_remote: bool = False
 
     def check(self, href: str, base: str) -> str:
-        """The href made absolute, if it may be followed.
+        """Make an href absolute, if it may be followed.
 
         Raises
         ------
@@ -185,11 +185,11 @@ class HrefPolicy:
         return any(_below_url(target, prefix) for prefix in prefixes)
 
     def refuse(self, error: ValueError, href: str, where: str) -> CatalogError:
-        """The error that names what was refused, where it stands and how to allow it."""
+        """Make the error that names what was refused, where it stands and how to allow it."""
         return CatalogError(
             f"refused to follow {href!r}: {error}",
             where=where,
-            what_to_do="if you trust it, name its folder or URL prefix in `allow`; GDAL prefixes and VRTs are never followed",
+            what_to_do="if you trust it, name its folder or URL prefix in `allow`; GDAL prefixes and VRTs never pass",
             code="catalog-href",
         )
 

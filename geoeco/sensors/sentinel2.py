@@ -163,7 +163,7 @@ class Radiometry:
 
 
 def parse_baseline(value: object) -> tuple[int, int] | None:
-    """Processing baseline as (major, minor).
+    """Read a processing baseline as (major, minor).
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def _product_baseline(item: pystac.Item) -> tuple[tuple[int, int], str] | None:
 
 
 def processing_baseline(item: pystac.Item) -> tuple[tuple[int, int] | None, str, bool]:
-    """Processing baseline of an item.
+    """Find the processing baseline of an item.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def _declared(asset: pystac.Asset) -> tuple[float, float] | None:
 
 
 def _declared_by(item: pystac.Item, band: str | None) -> tuple[tuple[float, float] | None, bool]:
-    """Declared scale and offset of a band, or of all reflectance bands; False where these differ from each other."""
+    """Find the declared scale and offset of a band, or of all; False where bands differ from each other."""
     names = [band] if band is not None else [name for name in bands_of(item) if name in BANDS]
     found = [declared for name in names if (declared := _declared(asset_for(item, name))) is not None]
     if not found:
@@ -550,8 +550,8 @@ def to_reflectance(
         raise InputError(f"digital numbers are integers, not {dn.dtype}", what_to_do="read the band as it is stored")
     if dn.dtype not in (np.uint16, np.uint8) and dn.size and (dn.min() < 0 or dn.max() > 65535):
         raise InputError("digital numbers lie in 0..65535", what_to_do="read the band as uint16")
-    table = reflectance_table(how, dtype)
-    return table[dn]
+    reflectance: npt.NDArray[Any] = reflectance_table(how, dtype)[dn]
+    return reflectance
 
 
 # --- scene classification --------------------------------------------------------------------------------------------
