@@ -393,7 +393,7 @@ class TaskContext:
         import pystac
 
         by_id = {document["id"]: document for document in self.item_documents}
-        return [pystac.Item.from_dict(by_id[name], preserve_dict=False) for name in task.items]
+        return [pystac.Item.from_dict(by_id[name]) for name in task.items]
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a file that the recipe names."""

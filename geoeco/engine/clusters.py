@@ -1,0 +1,5 @@
+"""thin"""
+
+
+def prepare_client(client, settings, plan):
+    return {}

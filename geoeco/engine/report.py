@@ -1,0 +1,5 @@
+"""thin"""
+
+
+def write_report(store):
+    pass
