@@ -412,7 +412,8 @@ def _point_frame(source: PointSource, layer: str | None) -> pd.DataFrame:
     if {".parquet", ".geoparquet"} & set(suffixes):
         return _read_parquet(path)
     if suffixes and suffixes[-1] in _VECTOR_SUFFIXES:
-        return _read_vector(path, layer)
+        layer_table: pd.DataFrame = _read_vector(path, layer)
+        return layer_table
     if {".csv", ".tsv", ".txt"} & set(suffixes):
         return _read_csv(path)
     raise InputError(
