@@ -48,7 +48,9 @@ docs: $(ALL) ## the pages below docs/, as HTML in docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 bench: $(ALL) ## geoeco beside its peers (minutes)
-	$(BIN)/python -m benchmarks
+	@for script in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	done
 
 clean: ## remove what the other targets wrote, the environment too
 	rm -rf $(VENV) quickstart build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -41,6 +41,7 @@ _ROOMS = frozenset(
         "steps",
         "training",
         "variables",
+        "vectors",
     }
 )
 

@@ -39,6 +39,7 @@ COMES_WITH = {
     "click": "typer",
     "cloudpickle": "distributed",
     "flask": "moto",
+    "google_crc32c": "zarr",
     "jsonschema": "nbmake",
     "markupsafe": "jinja2",
     "nbclient": "nbmake",
