@@ -1,0 +1,385 @@
+"""Where the pixels of a grid lie in a raster, and what their values there are.
+
+A sampler is made once for a raster's grid and a target grid, and applied to the window of every band and date that
+shares the raster's grid. Each target pixel is a function of its own centre and of the raster alone, never of the
+window it is read with, so any cut into blocks gives the same pixels. That is why GDAL's warper is not used here: its
+transformer is approximated between scan lines and its kernels are cut at chunk edges unless told otherwise; told
+otherwise it gives the same values as these samplers (tests compare them).
+
+Only nearest and bilinear are here, which is all that the kinds of variables ask for; on grids coarser than the
+raster, bilinear values are averaged over the pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from affine import Affine
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from pyproj import Transformer
+
+from geoeco.errors import GridError
+
+__all__ = ["Sampler", "Window", "make_sampler"]
+
+Array = npt.NDArray[Any]
+#: First (inclusive) and last (exclusive) row, then column, of a raster.
+Window = tuple[int, int, int, int]
+
+#: Coordinates are compared in pixels of the raster; less than this is rounding of the projection.
+_TINY = 1e-6
+#: Points per strip: bounds the scratch of the projection to a few MiB.
+_STRIP = 1 << 18
+
+
+class Sampler(Protocol):
+    """Takes the target's values out of a window of the raster."""
+
+    @property
+    def window(self) -> Window | None:
+        """Part of the raster to read, or None where target and raster do not meet."""
+
+    def __call__(self, source: Array, nodata: float) -> Array:
+        """Values ``(y, x)`` of the target from ``source``, the pixels of `window`; `nodata` where there are none."""
+
+
+def _axis_window(first: int, last: int, size: int) -> tuple[int, int] | None:
+    start, stop = max(first, 0), min(last + 1, size)
+    return (start, stop) if start < stop else None
+
+
+def _rounded(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
+    if dtype.kind == "f":
+        return values.astype(dtype, copy=False)
+    values += np.float32(0.5)
+    if dtype.kind == "i":
+        np.floor(values, out=values)
+    return values.astype(dtype)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of a target whose pixels are a whole fraction of the raster's.
+
+    Target pixel ``i`` has its centre at ``(start + i + shift + 0.5) / ratio - 0.5`` in raster pixels. The shift
+    is rounded, so that it is the same number for every block of one grid.
+    """
+
+    start: int
+    shift: float
+    ratio: int
+    count: int
+    size: int
+
+    def base(self, i: int) -> int:
+        """Raster pixel at or before the centre of target pixel `i`."""
+        return math.floor((self.start + i + self.shift + 0.5) / self.ratio - 0.5 + _TINY)
+
+    def holder(self, i: int) -> int:
+        """Raster pixel that holds the centre of target pixel `i`."""
+        return math.floor((self.start + i + self.shift + 0.5) / self.ratio + _TINY)
+
+    def phases(self) -> list[tuple[int, int, int, np.float32, int]]:
+        """First target pixel, its base, its holder, the weight of the pixel after the base, and how many, by phase."""
+        found = []
+        for first in range(min(self.ratio, self.count)):
+            phase = (self.start + first) % self.ratio
+            position = (phase + self.shift + 0.5) / self.ratio - 0.5
+            weight = position - math.floor(position + _TINY)
+            n = len(range(first, self.count, self.ratio))
+            found.append((first, self.base(first), self.holder(first), np.float32(max(weight, 0.0)), n))
+        return found
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """The target's pixels are the raster's own."""
+
+    rows: _Axis
+    cols: _Axis
+
+    @property
+    def window(self) -> Window | None:
+        y = _axis_window(self.rows.start, self.rows.start + self.rows.count - 1, self.rows.size)
+        x = _axis_window(self.cols.start, self.cols.start + self.cols.count - 1, self.cols.size)
+        return None if y is None or x is None else (*y, *x)
+
+    def __call__(self, source: Array, nodata: float) -> Array:
+        shape = (self.rows.count, self.cols.count)
+        if source.shape == shape:
+            return source
+        window = self.window
+        out = np.full(shape, nodata, source.dtype)
+        if window is not None:
+            y, x = window[0] - self.rows.start, window[2] - self.cols.start
+            out[y : y + source.shape[0], x : x + source.shape[1]] = source
+        return out
+
+
+@dataclass(frozen=True)
+class _Fractions:
+    """Same CRS, target pixels a whole fraction (or shifted by a part) of the raster's: separable weights by phase."""
+
+    rows: _Axis
+    cols: _Axis
+    bilinear: bool
+
+    def _span(self, axis: _Axis) -> tuple[int, int]:
+        if self.bilinear:
+            return axis.base(0), axis.base(axis.count - 1) + 1
+        return axis.holder(0), axis.holder(axis.count - 1)
+
+    @property
+    def window(self) -> Window | None:
+        y = _axis_window(*self._span(self.rows), self.rows.size)
+        x = _axis_window(*self._span(self.cols), self.cols.size)
+        return None if y is None or x is None else (*y, *x)
+
+    def __call__(self, source: Array, nodata: float) -> Array:
+        window = self.window
+        if window is None:
+            return np.full((self.rows.count, self.cols.count), nodata, source.dtype)
+        (top, bottom), (left, right) = self._span(self.rows), self._span(self.cols)
+        if window != (top, bottom + 1, left, right + 1):
+            edges = ((window[0] - top, bottom + 1 - window[1]), (window[2] - left, right + 1 - window[3]))
+            source = np.pad(source, edges, constant_values=source.dtype.type(nodata))
+        if not self.bilinear:
+            return self._nearest(source, top, left)
+        invalid = np.isnan(source) if math.isnan(nodata) else source == source.dtype.type(nodata)
+        if not invalid.any():
+            return _rounded(self._weighted(source.astype(np.float32), top, left), source.dtype)
+        valid = (~invalid).astype(np.float32)
+        values = source.astype(np.float32)
+        values[invalid] = 0
+        total = self._weighted(values, top, left)
+        weight = self._weighted(valid, top, left)
+        held = self._nearest(~invalid, top, left)
+        weight[~held] = 1
+        total /= weight
+        out = _rounded(total, source.dtype)
+        out[~held] = nodata
+        return out
+
+    def _nearest(self, source: Array, top: int, left: int) -> Array:
+        wide = np.empty((source.shape[0], self.cols.count), source.dtype)
+        for first, _, holder, _, n in self.cols.phases():
+            wide[:, first :: self.cols.ratio] = source[:, holder - left : holder - left + n]
+        out = np.empty((self.rows.count, self.cols.count), source.dtype)
+        for first, _, holder, _, n in self.rows.phases():
+            out[first :: self.rows.ratio] = wide[holder - top : holder - top + n]
+        return out
+
+    def _weighted(self, source: npt.NDArray[np.float32], top: int, left: int) -> npt.NDArray[np.float32]:
+        wide = np.empty((source.shape[0], self.cols.count), np.float32)
+        for first, base, _, weight, n in self.cols.phases():
+            at = base - left
+            wide[:, first :: self.cols.ratio] = _between(source[:, at : at + n], source[:, at + 1 : at + 1 + n], weight)
+        out = np.empty((self.rows.count, self.cols.count), np.float32)
+        for first, base, _, weight, n in self.rows.phases():
+            at = base - top
+            out[first :: self.rows.ratio] = _between(wide[at : at + n], wide[at + 1 : at + 1 + n], weight)
+        return out
+
+
+def _between(
+    before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], weight: np.float32
+) -> npt.NDArray[np.float32]:
+    # two products, not before + w * (after - before): exact for the quarters and halves of 20 m on 10 m
+    mixed = before * (np.float32(1) - weight)
+    mixed += after * weight
+    return mixed
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Any other grid: every target pixel's own place in the raster, projected point by point."""
+
+    window: Window | None
+    shape: tuple[int, int]
+    base: npt.NDArray[np.int32]  # flat index of the upper left of the four neighbours in the padded window
+    holder: npt.NDArray[np.int8]  # which of the four holds the centre: row * 2 + column; -1 outside the raster
+    weight_y: npt.NDArray[np.float32]
+    weight_x: npt.NDArray[np.float32]
+    bilinear: bool
+
+    def __call__(self, source: Array, nodata: float) -> Array:
+        out = np.full(self.shape, nodata, source.dtype)
+        if self.window is None:
+            return out
+        # one pixel of nodata all around: neighbours of edge pixels
+        padded = np.pad(source, 1, constant_values=source.dtype.type(nodata))
+        width = padded.shape[1]
+        flat, target = padded.ravel(), out.ravel()
+        for start in range(0, target.size, _STRIP):
+            part = slice(start, start + _STRIP)
+            base, holder = self.base[part], self.holder[part]
+            held = flat[base + np.where(holder > 1, width, 0) + (holder & 1)]
+            inside = holder >= 0
+            inside &= ~np.isnan(held) if math.isnan(nodata) else held != source.dtype.type(nodata)
+            if self.bilinear:
+                held = self._weighted(flat, width, part, nodata, inside)
+            np.copyto(target[part], held, where=inside)
+        return out
+
+    def _weighted(
+        self, flat: Array, width: int, part: slice, nodata: float, inside: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[Any]:
+        base, wy, wx = self.base[part], self.weight_y[part], self.weight_x[part]
+        total = np.zeros(base.shape, np.float32)
+        weights = np.zeros(base.shape, np.float32)
+        for step, weight in (
+            (0, (1 - wy) * (1 - wx)),
+            (1, (1 - wy) * wx),
+            (width, wy * (1 - wx)),
+            (width + 1, wy * wx),
+        ):
+            values = flat[base + step]
+            valid = ~np.isnan(values) if math.isnan(nodata) else values != flat.dtype.type(nodata)
+            weight *= valid
+            total += np.where(valid, values, 0) * weight
+            weights += weight
+        weights[~inside] = 1
+        total /= weights
+        return _rounded(total, flat.dtype)
+
+
+@dataclass(frozen=True)
+class _Averaged:
+    """Target coarser than the raster: mean of the values at ``factor`` x ``factor`` points of each pixel."""
+
+    fine: Sampler
+    factor: int
+
+    @property
+    def window(self) -> Window | None:
+        return self.fine.window
+
+    def __call__(self, source: Array, nodata: float) -> Array:
+        k = self.factor
+        values = self.fine(source, nodata)
+        shape = (values.shape[0] // k, values.shape[1] // k)
+        valid = ~np.isnan(values) if math.isnan(nodata) else values != source.dtype.type(nodata)
+        total, count = np.zeros(shape, np.float64), np.zeros(shape, np.int32)
+        for i in range(k):
+            for j in range(k):
+                at = valid[i::k, j::k]
+                total += np.where(at, values[i::k, j::k], 0)
+                count += at
+        empty = count == 0
+        count[empty] = 1
+        out = _rounded((total / count).astype(np.float32), source.dtype)
+        out[empty] = nodata
+        return out
+
+
+def _axes(transform: Affine, shape: tuple[int, int], geobox: GeoBox, ratio: int) -> tuple[_Axis, _Axis]:
+    target = geobox.affine
+    rows, cols = (int(n) for n in geobox.shape)
+    # how many target pixels the target's corner is away from the raster's
+    across = (target.c - transform.c) / target.a
+    down = (target.f - transform.f) / target.e
+    axes = []
+    for offset, count, size in ((down, rows, shape[0]), (across, cols, shape[1])):
+        start = math.floor(offset + _TINY)
+        shift = round((offset - start) / _TINY) * _TINY
+        axes.append(_Axis(start, 0.0 if abs(shift) < 2 * _TINY else shift, ratio, count, size))
+    return axes[0], axes[1]
+
+
+def _points(transform: Affine, shape: tuple[int, int], crs: CRS, geobox: GeoBox, bilinear: bool) -> _Points:
+    rows, cols = (int(n) for n in geobox.shape)
+    to_source = None if geobox.crs == crs else Transformer.from_crs(geobox.crs, crs, always_xy=True)
+    target = geobox.affine
+    total = rows * cols
+    row0, col0 = np.empty(total, np.int32), np.empty(total, np.int32)
+    holder = np.empty(total, np.int8)
+    weight_y, weight_x = np.empty(total, np.float32), np.empty(total, np.float32)
+    for start in range(0, total, _STRIP):
+        part = slice(start, min(start + _STRIP, total))
+        i, j = np.divmod(np.arange(part.start, part.stop), cols)
+        x, y = target.a * (j + 0.5) + target.c, target.e * (i + 0.5) + target.f
+        if to_source is not None:
+            x, y = to_source.transform(x, y)
+        u, v = (x - transform.c) / transform.a, (y - transform.f) / transform.e
+        with np.errstate(invalid="ignore"):
+            outside = ~((u >= -_TINY) & (v >= -_TINY) & (u < shape[1] - _TINY) & (v < shape[0] - _TINY))
+        u, v = np.where(outside, 0.5, u), np.where(outside, 0.5, v)
+        in_row, in_col = np.floor(v + _TINY), np.floor(u + _TINY)
+        up, left = np.floor(v - 0.5 + _TINY), np.floor(u - 0.5 + _TINY)
+        row0[part], col0[part] = up, left
+        weight_y[part], weight_x[part] = np.maximum(v - 0.5 - up, 0), np.maximum(u - 0.5 - left, 0)
+        where = ((in_row - up) * 2 + (in_col - left)).astype(np.int8)
+        holder[part] = np.where(outside, -1, where)
+    inside = holder >= 0
+    if not inside.any():
+        return _Points(None, (rows, cols), row0, holder, weight_y, weight_x, bilinear)
+    top, bottom = int(row0[inside].min()), int(row0[inside].max()) + 2
+    first, last = int(col0[inside].min()), int(col0[inside].max()) + 2
+    window = (max(top, 0), min(bottom, shape[0]), max(first, 0), min(last, shape[1]))
+    width = window[3] - window[2] + 2
+    base = (row0 - (window[0] - 1)) * width + (col0 - (window[2] - 1))
+    base[~inside] = 0
+    return _Points(window, (rows, cols), base.astype(np.int32), holder, weight_y, weight_x, bilinear)
+
+
+def make_sampler(transform: Affine, shape: tuple[int, int], crs: CRS, geobox: GeoBox, resampling: str) -> Sampler:
+    """Sampler from a raster's grid to another grid.
+
+    Parameters
+    ----------
+    transform : affine.Affine
+        Of the raster; north up.
+    shape : tuple of int
+        Rows and columns of the raster.
+    crs : odc.geo.crs.CRS
+        Of the raster.
+    geobox : odc.geo.geobox.GeoBox
+        Target grid; north up.
+    resampling : str
+        ``"nearest"`` or ``"bilinear"``. A pixel whose centre falls on a raster pixel without data has no data;
+        other missing neighbours are left out of the weights.
+
+    Raises
+    ------
+    GridError
+        For rotated grids, a target without CRS, or another resampling.
+    """
+    if resampling not in {"nearest", "bilinear"}:
+        raise GridError(f"no resampling {resampling!r} here", what_to_do="use nearest or bilinear")
+    if geobox.crs is None:
+        raise GridError("the target grid has no CRS")
+    target = geobox.affine
+    for name, affine in (("raster", transform), ("target grid", target)):
+        if affine.b or affine.d or affine.a <= 0 or affine.e >= 0:
+            raise GridError(f"the {name} is rotated or not north up", what_to_do="warp it to a north-up grid first")
+    bilinear = resampling == "bilinear"
+    same = geobox.crs == crs
+    ratio_x, ratio_y = transform.a / target.a, transform.e / target.e
+    ratio = round(ratio_x)
+    if same and ratio >= 1 and abs(ratio_x - ratio) < _TINY and abs(ratio_y - ratio) < _TINY:
+        axes = _axes(transform, shape, geobox, ratio)
+        if ratio == 1 and axes[0].shift == 0 and axes[1].shift == 0:
+            return _Copy(*axes)
+        return _Fractions(*axes, bilinear)
+    step = _step(crs, geobox) if not same else max(target.a, -target.e)
+    factor = round(step / max(transform.a, -transform.e))
+    if bilinear and factor >= 2:
+        fine = geobox.zoom_out(1 / factor)
+        return _Averaged(make_sampler(transform, shape, crs, fine, resampling), factor)
+    return _points(transform, shape, crs, geobox, bilinear)
+
+
+def _step(crs: CRS, geobox: GeoBox) -> float:
+    """Size of a target pixel in the raster's CRS, from the CRS alone so that it is the same for every block."""
+    target = geobox.affine
+    size = max(target.a, -target.e)
+    if geobox.crs is not None and geobox.crs.geographic == crs.geographic:
+        return size
+    # mean Earth radius; a factor of two matters here, not a percent
+    metres = math.pi * 6371008.8 / 180
+    return size * metres if geobox.crs is not None and geobox.crs.geographic else size / metres

@@ -1,0 +1,204 @@
+"""Shards of Zarr v3 made whole, in memory, and put in one piece.
+
+zarr-python writes a shard through its general chunk machinery: a coroutine and several copies for each inner chunk.
+A block of a cube is a whole number of shards whose pixels are all at hand, so the shard is put together here from
+its inner chunks, compressed in threads (Zarr v3 core specification; codec ``sharding_indexed`` 1.0 with the index at
+the end: little-endian offset and length of each inner chunk, then CRC-32C). zarr-python reads what is written here,
+which the tests hold it to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import struct
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+from numcodecs.zstd import Zstd  # type: ignore[import-untyped]  # numcodecs ships no types
+
+from geoeco.errors import OutputError
+
+__all__ = ["Objects", "encode_shard", "write_shard"]
+
+#: Offset and length of an inner chunk that holds nothing but fill.
+_EMPTY = struct.pack("<QQ", 2**64 - 1, 2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Whole objects by key, in a folder or below an fsspec URL.
+
+    Parameters
+    ----------
+    root : str
+        Local path or fsspec URL of the store.
+    """
+
+    root: str
+
+    @property
+    def _local(self) -> Path | None:
+        if "://" not in self.root:
+            return Path(self.root)
+        return Path(self.root.removeprefix("file://")) if self.root.startswith("file://") else None
+
+    def _remote(self, key: str) -> tuple[Any, str]:
+        import fsspec
+
+        fs, base = fsspec.core.url_to_fs(self.root)
+        return fs, f"{base.rstrip('/')}/{key}"
+
+    def get(self, key: str) -> bytes | None:
+        """Read an object; None if there is none."""
+        local = self._local
+        try:
+            if local is not None:
+                return (local / key).read_bytes()
+            fs, path = self._remote(key)
+            found: bytes = fs.cat_file(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
+
+    def put(self, key: str, parts: Sequence[bytes]) -> None:
+        """Write an object whole: readers see the old one or the new one.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written (disk full, no permission).
+        """
+        local = self._local
+        try:
+            if local is None:
+                fs, path = self._remote(key)
+                fs.pipe_file(path, b"".join(parts))
+                return
+            target = local / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # another writer of the same block may be at work: a name of its own
+            part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+            try:
+                with part.open("wb") as file:
+                    file.writelines(parts)
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write: {error}", where=f"{self.root}/{key}", what_to_do="make room or check permissions"
+            ) from error
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        local = self._local
+        if local is not None:
+            (local / key).unlink(missing_ok=True)
+            return
+        fs, path = self._remote(key)
+        if fs.exists(path):
+            fs.rm_file(path)
+
+
+def encode_shard(
+    shard: npt.NDArray[Any],
+    chunk: tuple[int, ...],
+    fill: int,
+    level: int,
+    run: Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]],
+) -> tuple[list[bytes], str]:
+    """Compress the inner chunks of a shard and put the index behind them.
+
+    Parameters
+    ----------
+    shard : numpy.ndarray
+        Whole shard, padded with `fill` where it reaches beyond the array; little-endian type.
+    chunk : tuple of int
+        Shape of an inner chunk; divides that of the shard.
+    fill : int
+        Fill value: inner chunks that hold nothing else are left out.
+    level : int
+        Of zstd.
+    run : callable
+        ``run(function, arguments) -> results``, in order; in threads.
+
+    Returns
+    -------
+    parts : list of bytes
+        The object, to be written one after another; empty if the whole shard is fill.
+    digest : str
+        SHA-256 of the inner chunks' SHA-256, hence of the pixel values, whatever the compression.
+    """
+    corners = list(itertools.product(*(range(0, n, c) for n, c in zip(shard.shape, chunk, strict=True))))
+
+    def encode(corner: tuple[int, ...]) -> tuple[bytes | None, bytes]:
+        window = tuple(slice(start, start + c) for start, c in zip(corner, chunk, strict=True))
+        inner = np.ascontiguousarray(shard[window])
+        digest = hashlib.sha256(inner).digest()
+        if inner.flat[0] == fill and bool((inner == fill).all()):
+            return None, digest
+        # a codec for each chunk: its state is not shared between threads
+        return bytes(Zstd(level=level).encode(inner)), digest
+
+    parts: list[bytes] = []
+    index: list[bytes] = []
+    whole = hashlib.sha256()
+    offset = 0
+    for encoded, digest in run(encode, corners):
+        whole.update(digest)
+        if encoded is None:
+            index.append(_EMPTY)
+            continue
+        index.append(struct.pack("<QQ", offset, len(encoded)))
+        parts.append(encoded)
+        offset += len(encoded)
+    if parts:
+        table = b"".join(index)
+        parts += [table, struct.pack("<I", google_crc32c.value(table))]
+    return parts, whole.hexdigest()
+
+
+def write_shard(objects: Objects, key: str, parts: Sequence[bytes]) -> int:
+    """Put a shard and read it back; a shard of nothing but fill leaves no object.
+
+    Returns
+    -------
+    int
+        Bytes written.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written or does not read back as written.
+    """
+    if not parts:
+        # a former run of this block may have had data here
+        objects.delete(key)
+        return 0
+    objects.put(key, parts)
+    back = objects.get(key)
+    size = sum(len(part) for part in parts)
+    if back is None or len(back) != size or not _same(back, parts):
+        raise OutputError(
+            "a shard does not read back as written",
+            where=f"{objects.root}/{key}",
+            what_to_do="check the disk or object store, and run again",
+            code="read-back",
+        )
+    return size
+
+
+def _same(back: bytes, parts: Sequence[bytes]) -> bool:
+    view, at = memoryview(back), 0
+    for part in parts:
+        if view[at : at + len(part)] != part:
+            return False
+        at += len(part)
+    return True

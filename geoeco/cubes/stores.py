@@ -1,0 +1,565 @@
+"""Cubes on disk: Zarr v3, the template written once, pixels by blocks of whole shards.
+
+``reflectance (time, band, y, x)`` int16 and ``scl (time, y, x)`` uint8. A shard holds all dates of one band over a
+square of pixels; an inner chunk, the unit of reading, all dates over a smaller square. Nothing is ever appended or
+overwritten in part: a block rewrites its own shards whole, so that running it twice leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pystac
+import xarray as xr
+import zarr
+from odc.geo.crs import CRS
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+from zarr.abc.buffer import Buffer
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
+
+from geoeco.cubes.fusing import FILL, SCALE, BadScene, Clear, Stack, available_threads
+from geoeco.cubes.scenes import SCL, scenes_by_day
+from geoeco.cubes.shards import Objects, encode_shard, write_shard
+from geoeco.errors import GridError, InputError, OutputError
+from geoeco.sensors import sentinel2
+
+__all__ = ["block_memory_bytes", "cube_layout", "open_cube", "template", "write_block"]
+
+REFLECTANCE, CLASSES = "reflectance", "scl"
+#: Level 1 packs noisy reflectance as small as level 3 does, three times as fast.
+_LEVEL = 1
+_SHARD_BYTES = 32 << 20
+_CHUNK_BYTES = 1 << 20
+_LARGEST_CHUNK = 128
+#: Pixels of one band and all dates that `write_block` holds at a time.
+REGION_MIB = 32
+
+
+def cube_layout(n_times: int, block: int) -> tuple[int, int]:
+    """Sides of shard and inner chunk, in pixels, for a number of dates and a block size.
+
+    Parameters
+    ----------
+    n_times : int
+    block : int
+        Side of a block; a multiple of 8.
+
+    Returns
+    -------
+    shard : int
+        Divides `block`; a shard holds at most 32 MiB of pixels where that is possible.
+    chunk : int
+        Divides `shard`; an inner chunk holds at most 1 MiB of pixels where that is possible.
+
+    Raises
+    ------
+    InputError
+        If the block is not a multiple of 8 pixels.
+    """
+    if block < 8 or block % 8:
+        raise InputError(
+            f"a block of {block} px cannot be cut into shards", what_to_do="use a multiple of 8, such as 1024"
+        )
+
+    def largest(whole: int, limit: float, most: int) -> int:
+        sides = [whole // n for n in range(1, whole // 8 + 1) if whole % n == 0 and (whole // n) % 8 == 0]
+        return next((s for s in sides if s <= most and s * s * n_times * 2 <= limit), sides[-1])
+
+    shard = largest(block, _SHARD_BYTES, block)
+    return shard, largest(shard, _CHUNK_BYTES, _LARGEST_CHUNK)
+
+
+def template(
+    store: str,
+    geobox: GeoBox,
+    times: npt.ArrayLike,
+    bands: Sequence[str],
+    *,
+    block: int = 1024,
+    shard: int | None = None,
+    chunk: int | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the metadata of a cube; pixels follow with `write_block`.
+
+    Parameters
+    ----------
+    store : str
+        Local path or fsspec URL. A template of the same layout that is there already is left as it is.
+    geobox : odc.geo.geobox.GeoBox
+        Grid of the whole cube.
+    times : array of datetime64
+        Solar days, ascending, as `solar_days` gives them. The axis is fixed: cubes are not appended to.
+    bands : sequence of str
+        Names such as ``"B04"``.
+    block : int
+        Side in pixels of the blocks that will be written; decides shard and chunk where they are not given.
+    shard, chunk : int, optional
+        Sides in pixels; as `cube_layout` by default.
+    attrs : mapping, optional
+        More attributes of the store (JSON), for instance what wrote it.
+
+    Raises
+    ------
+    OutputError
+        If something else is there, or it cannot be written.
+    InputError, GridError
+        For times that do not ascend, bands given twice, a grid without CRS.
+    """
+    days = np.asarray(times).astype("datetime64[D]")
+    if days.ndim != 1 or not days.size or (np.diff(days) <= np.timedelta64(0, "D")).any():
+        raise InputError("the times of a cube are days in ascending order, each once", where=store)
+    if not bands or len(set(bands)) != len(bands) or SCL in bands:
+        raise InputError(f"bands {list(bands)}: give each reflectance band once; SCL comes by itself", where=store)
+    if geobox.crs is None:
+        raise GridError("the grid has no CRS", where=store)
+    chosen_shard, chosen_chunk = cube_layout(days.size, block)
+    shard = shard or chosen_shard
+    chunk = chunk or math.gcd(chosen_chunk, shard)
+    if shard % 8 or shard % chunk:
+        raise InputError(f"shard {shard} must be a multiple of 8 and of the chunk {chunk}", where=store)
+    objects = Objects(store)
+    wanted = _template_objects(geobox, days, tuple(bands), shard, chunk, attrs or {})
+    there = objects.get("zarr.json")
+    if there is None:
+        # the root's metadata come last: a store without them is half made, and is made again
+        for key in sorted(wanted, key=lambda k: (k == "zarr.json", k)):
+            objects.put(key, [wanted[key]])
+        return
+    for key, content in wanted.items():
+        found = there if key == "zarr.json" else objects.get(key)
+        if found is None or not _same(found, content, key):
+            raise OutputError(
+                f"another store is there already: {key} differs",
+                where=store,
+                what_to_do="write elsewhere, or remove it first",
+                code="store-differs",
+            )
+
+
+def _same(found: bytes, wanted: bytes, key: str) -> bool:
+    if found == wanted or not key.endswith("zarr.json"):
+        return found == wanted
+    try:
+        return bool(json.loads(found) == json.loads(wanted))
+    except ValueError:
+        return False
+
+
+def _template_objects(
+    geobox: GeoBox, days: npt.NDArray[Any], bands: tuple[str, ...], shard: int, chunk: int, attrs: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """All objects of an empty cube, made in memory."""
+    rows, cols = (int(n) for n in geobox.shape)
+    n, affine, crs = days.size, tuple(geobox.affine)[:6], CRS(geobox.crs)
+    held: dict[str, Buffer] = {}
+    memory = MemoryStore(held)
+    group = zarr.create_group(
+        memory,
+        zarr_format=3,
+        attributes={
+            **attrs,
+            "Conventions": "CF-1.11",
+            "proj:code": f"EPSG:{crs.epsg}" if crs.epsg else None,
+            "proj:wkt2": crs.to_wkt(),
+            "spatial:dimensions": ["y", "x"],
+            "spatial:shape": [rows, cols],
+            "spatial:transform": [float(v) for v in affine],
+            "spatial:bbox": [float(v) for v in geobox.boundingbox],
+        },
+    )
+
+    def coordinate(name: str, values: npt.NDArray[Any], attributes: dict[str, Any]) -> None:
+        array = group.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=values.dtype,
+            compressors=None,
+            # a fill that no coordinate has: else an axis of zeros would leave no object
+            fill_value=np.nan if values.dtype.kind == "f" else -1,
+            dimension_names=[name] if values.ndim else [],
+            attributes=attributes,
+        )
+        array[...] = values
+
+    grid = xr_coords(geobox, dims=("y", "x"))
+    coordinate(
+        "time",
+        days.astype(np.int64).astype("<i4"),
+        {"units": "days since 1970-01-01", "calendar": "proleptic_gregorian", "long_name": "solar day"},
+    )
+    # codes, because strings are not in the Zarr v3 specification
+    coordinate(
+        "band",
+        np.arange(len(bands), dtype="<i2"),
+        {
+            "long_name": "band",
+            "names": list(bands),
+            "wavelength_nm": [sentinel2.BANDS[b].wavelength if b in sentinel2.BANDS else None for b in bands],
+        },
+    )
+    for axis in ("y", "x"):
+        coordinate(axis, np.asarray(grid[axis].values, "<f8"), _plain(grid[axis].attrs))
+    reference = next(c for c in grid.values() if c.ndim == 0)
+    coordinate("spatial_ref", np.asarray(reference.values, "<i4"), _plain(reference.attrs))
+    group.create_array(
+        REFLECTANCE,
+        shape=(n, len(bands), rows, cols),
+        chunks=(n, 1, chunk, chunk),
+        shards=(n, 1, shard, shard),
+        dtype="<i2",
+        fill_value=FILL,
+        compressors=ZstdCodec(level=_LEVEL),
+        dimension_names=["time", "band", "y", "x"],
+        attributes={
+            "_FillValue": FILL,
+            "scale_factor": SCALE,
+            "units": "1",
+            "long_name": "surface reflectance",
+            "kind": "continuous",
+            "grid_mapping": "spatial_ref",
+        },
+    )
+    group.create_array(
+        CLASSES,
+        shape=(n, rows, cols),
+        chunks=(n, chunk, chunk),
+        shards=(n, shard, shard),
+        dtype="|u1",
+        fill_value=0,
+        compressors=ZstdCodec(level=_LEVEL),
+        dimension_names=["time", "y", "x"],
+        attributes={**class_attributes(), "grid_mapping": "spatial_ref"},
+    )
+    return {key: value.to_bytes() for key, value in held.items()}
+
+
+def class_attributes() -> dict[str, Any]:
+    """Attributes of the scene classification, its classes among them."""
+    return {
+        "units": "",
+        "long_name": "scene classification",
+        "kind": "class",
+        "flag_values": [c.value for c in sentinel2.SCL_CLASSES],
+        "flag_meanings": " ".join(c.name.replace(",", "").replace(" ", "_") for c in sentinel2.SCL_CLASSES),
+    }
+
+
+def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in attrs.items()}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What a store says of itself."""
+
+    store: str
+    days: npt.NDArray[np.datetime64]
+    bands: tuple[str, ...]
+    shape: tuple[int, int]
+    shard: int
+    chunk: int
+    transform: tuple[float, ...]
+    crs: CRS
+
+    @classmethod
+    def read(cls, store: str) -> _Layout:
+        objects = Objects(store)
+        found = {}
+        for name in ("", "reflectance/", "time/", "band/"):
+            content = objects.get(f"{name}zarr.json")
+            if content is None:
+                raise OutputError(
+                    "no cube is there", where=store, what_to_do="write its template first", code="no-template"
+                )
+            found[name] = json.loads(content)
+        array, root = found["reflectance/"], found[""]["attributes"]
+        grid = array["chunk_grid"]["configuration"]["chunk_shape"]
+        inner = array["codecs"][0]["configuration"]["chunk_shape"]
+        days = np.frombuffer(objects.get("time/c/0") or b"", "<i4").astype("datetime64[D]")
+        return cls(
+            store=store,
+            days=days,
+            bands=tuple(found["band/"]["attributes"]["names"]),
+            shape=(array["shape"][2], array["shape"][3]),
+            shard=grid[2],
+            chunk=inner[2],
+            transform=tuple(root["spatial:transform"]),
+            crs=CRS(root["proj:wkt2"]),
+        )
+
+    def check(self, geobox: GeoBox, y: tuple[int, int], x: tuple[int, int]) -> None:
+        same = np.allclose(tuple(geobox.affine)[:6], self.transform, rtol=0, atol=1e-9)
+        if tuple(geobox.shape) != self.shape or not same or geobox.crs != self.crs:
+            raise GridError(
+                "the grid is not the store's",
+                where=self.store,
+                what_to_do="give the grid of the whole cube that the template was made with",
+            )
+        for (start, stop), size, axis in ((y, self.shape[0], "y"), (x, self.shape[1], "x")):
+            whole = start % self.shard == 0 and (stop % self.shard == 0 or stop == size)
+            if not (0 <= start < stop <= size) or not whole:
+                raise OutputError(
+                    f"{axis} {start}..{stop} is not a whole number of shards of {self.shard} px within {size}",
+                    where=self.store,
+                    what_to_do="write blocks whose edges are multiples of the shard",
+                    code="shard-alignment",
+                )
+
+    def regions(
+        self, y: tuple[int, int], x: tuple[int, int], limit: int
+    ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Rows and columns of runs of shards that hold at most `limit` bytes of a band, at least one shard."""
+        run = max(1, limit // (self.days.size * self.shard**2 * 2)) * self.shard
+        for top in range(y[0], y[1], self.shard):
+            for left in range(x[0], x[1], run):
+                yield (top, min(top + self.shard, y[1])), (left, min(left + run, x[1]))
+
+
+def write_block(
+    store: str,
+    items: Sequence[pystac.Item],
+    geobox: GeoBox,
+    y: tuple[int, int],
+    x: tuple[int, int],
+    *,
+    mask: bool | Mapping[str, Any] = True,
+    radiometry: Mapping[str, sentinel2.Radiometry] | None = None,
+    sign: str | None = None,
+    on_bad_scene: Literal["drop", "fail"] = "drop",
+    threads: int | None = None,
+    cache_mib: int = 64,
+    region_mib: int = REGION_MIB,
+) -> dict[str, Any]:
+    """Read, mask, fuse and write one block of a cube, and read it back.
+
+    Parameters
+    ----------
+    store : str
+        As made by `template`.
+    items : sequence of pystac.Item
+        All items that touch the block; items that do not are harmless.
+    geobox : odc.geo.geobox.GeoBox
+        Grid of the whole cube.
+    y, x : tuple of int
+        First (inclusive) and last (exclusive) row and column of the block in the cube: whole shards.
+    mask : bool or mapping
+        As in `load`.
+    radiometry : mapping, optional
+        By item id, where not what the metadata say (`geoeco.sensors.sentinel2.verify_radiometry`).
+    sign : str, optional
+        Signing method of `geoeco.catalog.sign`, applied just before each file is opened.
+    on_bad_scene : {"drop", "fail"}
+        What to do with an item of which an asset is missing or corrupt: leave the item out of this block and say so
+        in the record, or raise.
+    threads : int, optional
+        Files read, and chunks compressed, at a time.
+    cache_mib : int
+        GDAL's cache of decoded tiles.
+    region_mib : int
+        Pixels of one band held at a time; more means that fewer tiles are decoded twice.
+
+    Returns
+    -------
+    dict
+        JSON-able: ``checksum`` (SHA-256 hex of the stored pixel values), ``bytes`` written, ``objects`` (keys of the
+        shards, fill-only ones included), ``items`` used, ``dropped`` (list of ``{item, asset, code, what}``),
+        ``pixels`` of the block, ``valid`` (by date: pixels with data in every band), ``looks`` (``{min, median,
+        max}`` clear dates a pixel), ``blind`` (pixels with none).
+
+    Raises
+    ------
+    OutputError
+        If the block is not made of whole shards, cannot be written, or does not read back.
+    ReadError
+        With ``on_bad_scene="fail"``.
+    TransientError
+        For faults that may pass; the block can be written again.
+    """
+    layout = _Layout.read(store)
+    layout.check(geobox, y, x)
+    if on_bad_scene not in ("drop", "fail"):
+        raise InputError(f"on_bad_scene={on_bad_scene!r}", what_to_do="use 'drop' or 'fail'")
+    dropped: list[dict[str, str]] = []
+    kept = list(items)
+    while True:
+        days = scenes_by_day(kept, layout.days, geobox, radiometry)
+        try:
+            with Stack(days, mask=mask, sign=sign, threads=threads, cache_mib=cache_mib) as stack:
+                record = _write_regions(layout, stack, geobox, list(layout.regions(y, x, region_mib << 20)))
+        except BadScene as bad:
+            if on_bad_scene == "fail":
+                raise bad.error from None
+            # what was written with it is written again: a block holds all of a scene or nothing of it
+            dropped.append(bad.record)
+            kept = [item for item in kept if item.id != bad.scene.id]
+            continue
+        return {
+            **record,
+            "items": sorted(item.id for item in kept),
+            "dropped": sorted(dropped, key=lambda d: (d["item"], d["asset"])),
+            "pixels": (y[1] - y[0]) * (x[1] - x[0]),
+        }
+
+
+def _write_regions(
+    layout: _Layout, stack: Stack, geobox: GeoBox, regions: Sequence[tuple[tuple[int, int], tuple[int, int]]]
+) -> dict[str, Any]:
+    shard, chunk, n = layout.shard, layout.chunk, layout.days.size
+    objects = Objects(layout.store)
+    digest = hashlib.sha256()
+    keys: list[str] = []
+    size = 0
+
+    def put(pixels: npt.NDArray[Any], name: str, fill: int, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+        nonlocal size
+        for at in range(0, pixels.shape[2], shard):
+            parts, content = encode_shard(
+                pixels[:, :, at : at + shard], (n, chunk, chunk), fill, _LEVEL, lambda f, a: stack.map(f, a)
+            )
+            key = f"{name}/{rows[0] // shard}/{(cols[0] + at) // shard}"
+            size += write_shard(objects, key, parts)
+            keys.append(key)
+            digest.update(f"{key} {content}\n".encode())
+
+    clears: list[Clear] = []
+    looks: list[npt.NDArray[np.uint16]] = []
+    for rows, cols in regions:
+        scl, clear = stack.classes(geobox[slice(*rows), slice(*cols)], padded=_padded(cols, shard))
+        put(scl, f"{CLASSES}/c/0", 0, rows, cols)
+        clears.append(clear)
+        looks.append(_looks(clear, rows[1] - rows[0]))
+        del scl
+    stack.close_files()
+    stack.forget_samplers()
+    widest = max(_padded(cols, shard)[1] for rows, cols in regions)
+    buffer = np.empty(n * shard * widest, np.int16)
+    valid = np.zeros((len(layout.bands), n), np.int64)
+    for number, band in enumerate(layout.bands):
+        for (rows, cols), clear in zip(regions, clears, strict=True):
+            shape = (n, *_padded(cols, shard))
+            pixels = buffer[: math.prod(shape)].reshape(shape)
+            valid[number] += stack.reflectance(band, geobox[slice(*rows), slice(*cols)], clear, pixels)
+            put(pixels, f"{REFLECTANCE}/c/0/{number}", FILL, rows, cols)
+        stack.close_files()
+    seen = np.concatenate([part.ravel() for part in looks])
+    return {
+        "checksum": digest.hexdigest(),
+        "bytes": size,
+        "objects": keys,
+        "valid": {str(day): int(v) for day, v in zip(layout.days, valid.min(axis=0), strict=True)},
+        "looks": {"min": int(seen.min()), "median": float(np.median(seen)), "max": int(seen.max())},
+        "blind": int(np.count_nonzero(seen == 0)),
+    }
+
+
+def _padded(cols: tuple[int, int], shard: int) -> tuple[int, int]:
+    return shard, math.ceil((cols[1] - cols[0]) / shard) * shard
+
+
+def _looks(clear: Clear, rows: int) -> npt.NDArray[np.uint16]:
+    total = np.zeros((rows, clear.width), np.uint16)
+    for plane in clear.planes.values():
+        total += np.unpackbits(plane, axis=1, count=clear.width)
+    return total
+
+
+def block_memory_bytes(
+    n_times: int,
+    block: tuple[int, int],
+    *,
+    n_items: int | None = None,
+    shard: int | None = None,
+    other_crs: bool = False,
+    threads: int | None = None,
+    cache_mib: int = 64,
+    region_mib: int = REGION_MIB,
+) -> int:
+    """Upper bound of the memory that `write_block` adds to an idle process.
+
+    Parameters
+    ----------
+    n_times : int
+        Dates of the cube.
+    block : tuple of int
+        Rows and columns of the block.
+    n_items : int, optional
+        Items that touch the block; by default one a date.
+    shard : int, optional
+        Side of a shard; as `cube_layout` by default.
+    other_crs : bool
+        Whether some items lie in another CRS than the cube.
+    threads, cache_mib, region_mib
+        As in `write_block`.
+
+    Returns
+    -------
+    int
+        Bytes. It does not depend on the number of bands or blocks: bands are read one after another.
+    """
+    n_items = n_items or n_times
+    threads = threads or available_threads()
+    shard = shard or cube_layout(n_times, max(8, math.ceil(max(block) / 8) * 8))[0]
+    across = math.ceil(block[1] / shard)
+    run = min(across, max(1, (region_mib << 20) // (n_times * shard**2 * 2)))
+    region = shard * shard * run
+    pixels = block[0] * block[1]
+    held = n_times * region * 2
+    packed = n_times * shard * shard * 2  # one shard at a time, were it incompressible; read back while held
+    bits = n_items * math.ceil(pixels / 8)
+    # a thread's window, its resampled values and weights in float32, and the masks
+    scratch = threads * region * 28
+    looks = pixels * 4
+    points = pixels * 34 if other_crs else 0
+    files = n_items * (1 << 18)
+    fixed = 32 << 20
+    return held + 2 * packed + bits + scratch + looks + points + files + (cache_mib << 20) + fixed
+
+
+def open_cube(store: str, chunks: Any = None) -> xr.Dataset:
+    """Open a cube in its in-memory form.
+
+    Parameters
+    ----------
+    store : str
+        Local path or fsspec URL.
+    chunks : mapping, int or "auto", optional
+        Dask chunks, as `xarray.open_zarr`; None reads lazily without Dask. Chunks that are multiples of the shard
+        read each shard once.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``reflectance (time, band, y, x)`` float32 with NaN, ``scl (time, y, x)`` uint8, with CRS.
+
+    Raises
+    ------
+    InputError
+        If there is no cube, or it has no CRS.
+    """
+    try:
+        data: xr.Dataset = xr.open_zarr(
+            store, chunks=chunks, decode_coords="all", consolidated=False, mask_and_scale=False
+        )
+    except (FileNotFoundError, zarr.errors.NodeNotFoundError) as error:
+        raise InputError("no cube is there", where=store, what_to_do="check the path") from error
+    if REFLECTANCE not in data or CLASSES not in data or "names" not in data["band"].attrs:
+        raise InputError("this is not a cube", where=store, what_to_do="open it with xarray")
+    if data.odc.crs is None:
+        raise InputError("the cube has lost its CRS", where=store, what_to_do="write its template again")
+    # JSON has one kind of number: as a Python float the scale would make float64 of the pixels
+    stored = data[REFLECTANCE].attrs
+    stored["scale_factor"] = np.float32(stored["scale_factor"])
+    data = xr.decode_cf(data, decode_coords="all")
+    names = data["band"].attrs["names"]
+    return data.assign_coords(band=("band", np.asarray(names, dtype=str), {"long_name": "band"}))
