@@ -102,7 +102,8 @@ def run_recipe(
     GeoecoError
         Before any work: a plan that does not fit, a folder of another recipe, a folder in use.
     """
-    from geoeco.engine.clusters import prepare_client
+    from geoeco.engine.clusters import check_shared, prepare_client
+    from geoeco.engine.report import write_report
     from geoeco.engine.runs import Run
 
     store = RunStore(out)
@@ -115,12 +116,14 @@ def run_recipe(
     if client is None:
         executor = InlineExecutor(settings)
     else:
-        workers = prepare_client(client, settings, plan)
+        workers = prepare_client(client, settings, plan, timeout=no_workers_timeout)
         token = hashlib.sha256(store.root.encode()).hexdigest()[:12]
         executor = DaskExecutor(client, run_token=token, no_workers_timeout=no_workers_timeout)
         executor.settle_stragglers()
     session = uuid.uuid4().hex[:12]
     with RunLock(store, session, force=force_unlock):
+        if client is not None:
+            check_shared(client, store, session)
         ledger = Ledger(store)
         records = ledger.load(step.name for step in plan.steps)
         changed = _changed_steps(plan, records)
@@ -145,6 +148,7 @@ def run_recipe(
             state = execution.run()
             execution.close_books(state)
             _write_run(plan, store, execution, provenance, workers, state)
+            write_report(store)
             events(RunFinished(state, execution.exit_code(state), execution.counts(), execution.seconds))
         except OSError as error:
             fault = fault_of(error)
@@ -693,9 +697,7 @@ class _Execution:
         return found
 
     def close_books(self, state: str) -> None:
-        """Write manifest, quarantine and report."""
-        from geoeco.engine.report import write_report
-
+        """Write manifest and quarantine."""
         entries = []
         for task_id, task in self.tasks.items():
             record = self.records.get(task_id, {})
@@ -731,7 +733,6 @@ class _Execution:
             },
         )
         self.store.write_json("quarantine.json", self.troubles())
-        write_report(self.store)
 
     def troubles(self) -> list[dict[str, Any]]:
         """Everything that is not as it should be: failed and blocked tasks, scenes left out; in the plan's order."""

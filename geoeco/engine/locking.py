@@ -13,6 +13,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import IO, Any
 
 from geoeco.engine.stores import RunStore
@@ -107,22 +108,22 @@ class RunLock:
     def _take_file(self) -> None:
         path = self.store.local(self.NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        file = path.open("r+b")
-        try:
+        while True:
+            path.touch()
+            file = path.open("r+b")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = False
-            except OSError:
-                held = True
-            holder = _parsed(file.read())
-            # Our own lock on this host proves that a holder of this host is gone; one elsewhere may not see it.
-            elsewhere = holder.get("host") != socket.gethostname() and self._alive(holder)
-            if (held or elsewhere) and not self.force:
-                raise self._refuse(holder)
-        except BaseException:
-            file.close()
-            raise
+                held = not _flock(file)
+                holder = _parsed(file.read())
+                # Our own lock proves that a holder on this host is gone; one elsewhere may not see it.
+                elsewhere = holder.get("host") != socket.gethostname() and self._alive(holder)
+                if (held or elsewhere) and not self.force:
+                    raise self._refuse(holder)
+                if held or _is_at(file, path):
+                    break
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # the holder before us removed this very file as it left: lock the new one
         self._file = file
         self._write()
 
@@ -159,13 +160,27 @@ class RunLock:
         if self._thread is not None:
             self._thread.join()
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.seek(0)
-                self._file.truncate()
+            self.store.remove(self.NAME)  # while it is still locked
             self._file.close()  # releases the system's lock
             self._file = None
         else:
             self.store.remove(self.NAME)
+
+
+def _flock(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from geoeco.grid import Block
 
-__all__ = ["IDLE_WORKER_BYTES", "Plan", "machine_memory", "make_plan"]
+__all__ = ["IDLE_WORKER_BYTES", "Plan", "machine_memory", "make_plan", "megabytes"]
 
 #: Memory of a worker process that has imported geoeco, GDAL, zarr and numba and does nothing; an upper bound, which a
 #: test measures.

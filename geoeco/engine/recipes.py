@@ -109,11 +109,15 @@ class Imagery(_Part):
     """Which imagery a run looks for."""
 
     catalog: RecipePath = Field(description="catalogue, collection or item collection (JSON), or a STAC API")
-    collections: tuple[str, ...] | None = Field(None, description="collections to search; all when not given")
+    collections: tuple[str, ...] | None = Field(default=None, description="collections to search; all when not given")
     period: tuple[dt.date, dt.date] = Field(description="first and last day, both included")
-    max_cloud_cover: float | None = Field(None, ge=0, le=100, description="percent, by the items' own eo:cloud_cover")
-    sign: str | None = Field(None, description="how asset addresses are signed: planetary-computer, or a hook's name")
-    allow: tuple[str, ...] = Field((), description="further places that the catalogue's assets may lie in")
+    max_cloud_cover: float | None = Field(
+        default=None, ge=0, le=100, description="percent, by the items' own eo:cloud_cover"
+    )
+    sign: str | None = Field(
+        default=None, description="how asset addresses are signed: planetary-computer, or a hook's name"
+    )
+    allow: tuple[str, ...] = Field(default=(), description="further places that the catalogue's assets may lie in")
 
     @field_validator("period")
     @classmethod
@@ -126,20 +130,20 @@ class Imagery(_Part):
 class Inputs(_Part):
     """What a run reads."""
 
-    imagery: Imagery | None = Field(None, description="satellite scenes, by catalogue")
-    tables: dict[str, RecipePath] = Field({}, description="named tables or rasters that steps use")
+    imagery: Imagery | None = Field(default=None, description="satellite scenes, by catalogue")
+    tables: dict[str, RecipePath] = Field(default={}, description="named tables or rasters that steps use")
 
 
 class Grid(_Part):
     """On which pixels a run works."""
 
     area: tuple[float, float, float, float] | RecipePath | None = Field(
-        None,
+        default=None,
         description="west, south, east, north in degrees, or a vector file; the extent of the imagery when not given",
     )
-    crs: str | int = Field("utm", description="utm (zone of the area's centre), EPSG:..., or WKT")
-    resolution: float = Field(10.0, gt=0, description="pixel size in the units of the CRS")
-    block: int = Field(1024, ge=16, le=16384, description="edge of a block in pixels")
+    crs: str | int = Field(default="utm", description="utm (zone of the area's centre), EPSG:..., or WKT")
+    resolution: float = Field(default=10.0, gt=0, description="pixel size in the units of the CRS")
+    block: int = Field(default=1024, ge=16, le=16384, description="edge of a block in pixels")
 
     @field_validator("crs")
     @classmethod
@@ -187,10 +191,10 @@ class Recipe(BaseModel):
 
     geoeco: Literal[1] = Field(description="version of the recipe format")
     name: str = Field(pattern=NAME_PATTERN, description="name of the run")
-    description: str = Field("", description="what it is for, in a sentence")
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of everything random")
-    inputs: Inputs = Field(Inputs(), description="what the run reads")
-    grid: Grid | None = Field(None, description="on which pixels it works")
+    description: str = Field(default="", description="what it is for, in a sentence")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of everything random")
+    inputs: Inputs = Field(default=Inputs(), description="what the run reads")
+    grid: Grid | None = Field(default=None, description="on which pixels it works")
     steps: tuple[SerializeAsAny[StepSettings], ...] = Field(min_length=1, description="what to do, in this order")
 
     _folder: str = PrivateAttr("")

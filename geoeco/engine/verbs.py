@@ -61,7 +61,7 @@ class StepSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     verb: str
-    name: str | None = Field(None, pattern=NAME_PATTERN, description="name of the step and of its folder")
+    name: str | None = Field(default=None, pattern=NAME_PATTERN, description="name of the step and of its folder")
 
     @property
     def step(self) -> str:

@@ -1,0 +1,49 @@
+"""What geoeco puts on every Dask worker. The one module of the engine that needs ``distributed`` when imported."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from distributed import WorkerPlugin
+
+__all__ = ["GdalSettings", "worker_facts"]
+
+
+class GdalSettings(WorkerPlugin):
+    """Sets GDAL's configuration in the environment of a worker, before it reads anything.
+
+    Parameters
+    ----------
+    settings : mapping
+        Names and values, as ``GDAL_CACHEMAX`` in MB (GDAL's own default, 5 % of the node for each worker, eats it).
+    """
+
+    name = "geoeco-gdal-settings"
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self.settings = dict(settings)
+
+    def setup(self, worker: Any) -> None:  # noqa: ARG002
+        """Set them; called on each worker, also on those that come later."""
+        os.environ.update(self.settings)
+
+
+def worker_facts(names: tuple[str, ...], dask_worker: Any = None) -> dict[str, Any]:
+    """Return what a worker says of itself: host, threads, memory limit, and the settings as they really are there.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Environment variables to report.
+    dask_worker : distributed.Worker
+        Given by ``Client.run``.
+    """
+    return {
+        "host": socket.gethostname(),
+        "threads": int(dask_worker.state.nthreads),
+        "memory_limit": int(dask_worker.memory_manager.memory_limit or 0),
+        "gdal_settings": {name: os.environ.get(name, "") for name in names},
+    }
