@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy.typing as npt
 import rasterio
+import rasterio.crs
 from odc.geo.geobox import GeoBox
-from rasterio.crs import CRS as RasterioCRS
+
+from geoeco.simulate.landscape import epsg_of
 
 __all__ = ["crs_of", "write_cog"]
 
@@ -28,9 +30,9 @@ def write_cog(
     small = max(height, width) <= 512
     with rasterio.open(
         path, "w", driver="COG", height=height, width=width, count=count, dtype=bands.dtype,
-        crs=crs_of(int(geobox.crs.epsg)), transform=geobox.affine, nodata=nodata,
+        crs=crs_of(epsg_of(geobox)), transform=geobox.affine, nodata=nodata,
         compress="DEFLATE", level=1, predictor="YES" if bands.dtype.itemsize > 1 else "NO",
-        blocksize=256 if max(height, width) <= 256 else 512,
+        blocksize=128 if max(height, width) <= 128 else 256 if max(height, width) <= 256 else 512,
         overviews="NONE" if small else "AUTO", overview_resampling=overviews, num_threads="1",
     ) as target:  # fmt: skip
         target.write(bands)
@@ -38,12 +40,12 @@ def write_cog(
             target.set_band_description(index, name)
 
 
-_CRS: dict[int, RasterioCRS] = {}
+_CRS: dict[int, rasterio.crs.CRS] = {}
 
 
-def crs_of(epsg: int) -> RasterioCRS:
-    """The CRS of an EPSG code, looked up once."""
-    # looking a code up in PROJ's database takes as long as writing a small file
+def crs_of(epsg: int) -> rasterio.crs.CRS:
+    """Look up the CRS of an EPSG code, once."""
+    # in PROJ's database that takes as long as writing a small file
     if epsg not in _CRS:
-        _CRS[epsg] = RasterioCRS.from_epsg(epsg)
+        _CRS[epsg] = rasterio.crs.CRS.from_epsg(epsg)
     return _CRS[epsg]

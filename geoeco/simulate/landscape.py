@@ -27,6 +27,7 @@ __all__ = [
     "Ground",
     "Landscape",
     "Tile",
+    "epsg_of",
     "first_of_january",
     "make_tiles",
     "mgrs_name",
@@ -143,6 +144,13 @@ _BLOCK_OF_COVERS = (1, 1, 2, 2, 3, 3, 4, 5, 6)
 _RED, _NIR = 3, 7
 
 
+def epsg_of(geobox: GeoBox) -> int:
+    """EPSG code of a grid's CRS."""
+    code = None if geobox.crs is None else geobox.crs.to_epsg()
+    assert code is not None  # every grid of the world is made with one
+    return int(code)
+
+
 @dataclass(frozen=True)
 class Tile:
     """One tile of the world on its own UTM grid.
@@ -160,11 +168,16 @@ class Tile:
     name: str
     geobox: GeoBox
 
+    @property
+    def epsg(self) -> int:
+        """EPSG code of the tile's UTM zone."""
+        return epsg_of(self.geobox)
+
     def at(self, resolution: int) -> GeoBox:
-        """The tile's grid at 10, 20 or 60 m."""
+        """Give the tile's grid at 10, 20 or 60 m."""
         factor = resolution // 10
         rows, cols = self.geobox.shape
-        return GeoBox((rows // factor, cols // factor), self.geobox.affine * Affine.scale(factor), self.geobox.crs)
+        return GeoBox((rows // factor, cols // factor), self.geobox.affine @ Affine.scale(factor), self.geobox.crs)
 
 
 @dataclass(frozen=True)
@@ -194,7 +207,7 @@ class Ground:
         a = geobox.affine
         x = a.c + a.a * (np.arange(cols) + 0.5)
         y = a.f + a.e * (np.arange(rows) + 0.5)
-        to_lonlat = Transformer.from_crs(f"EPSG:{geobox.crs.epsg}", "EPSG:4326", always_xy=True)
+        to_lonlat = Transformer.from_crs(f"EPSG:{epsg_of(geobox)}", "EPSG:4326", always_xy=True)
         lon, lat = to_lonlat.transform(*np.meshgrid(x, y))
         return self.from_lonlat(lon, lat)
 
@@ -215,7 +228,7 @@ def make_tiles(lon: float, lat: float, size: int) -> tuple[Tile, Tile]:
     tiles = []
     for index, (zone, side) in enumerate(((western_zone, -0.22), (eastern_zone, 0.22))):
         epsg = (32600 if lat >= 0 else 32700) + zone
-        centre = ground.to_lonlat(np.float64(side * size * 10.0), np.float64(0.0))
+        centre = ground.to_lonlat(np.array(side * size * 10.0), np.array(0.0))
         x, y = Transformer.from_crs("EPSG:4326", f"EPSG:{epsg}", always_xy=True).transform(*centre)
         left = math.floor((x - size * 5.0) / SENTINEL2_SNAP_M) * SENTINEL2_SNAP_M
         top = math.ceil((y + size * 5.0) / SENTINEL2_SNAP_M) * SENTINEL2_SNAP_M
@@ -336,7 +349,7 @@ class Landscape:
     def cover_evi2(self, cover: Cover, days: FloatArray) -> FloatArray:
         """EVI2 ``(day,)`` of a cover without the shifts of patches and place."""
         shift = self._cover_year[cover.code - 1][None]
-        return self._of_cover(cover, days, shift, np.ones(1), np.zeros(1))[0]
+        return np.asarray(self._of_cover(cover, days, shift, np.ones(1), np.zeros(1))[0])
 
     def _of_cover(
         self, cover: Cover, days: FloatArray, shift: FloatArray, strength: FloatArray, base: FloatArray

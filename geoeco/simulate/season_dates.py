@@ -9,6 +9,7 @@ of largest amplitude are kept, the larger as cycle 1. (MCD12Q2 v6.1 user guide; 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +94,13 @@ def threshold_dates(values: FloatArray, left: IntArray, peak: IntArray, right: I
 def season_truth(landscape: Landscape, first_year: int, last_year: int) -> SeasonTruth:
     """Season metrics of every curve of a landscape for each product year (see the module's rule)."""
     n, n_years = landscape.n_curves, last_year - first_year + 1
-    dates = np.full((n, n_years, 2, len(DATES)), FILL, np.int32)
-    base = np.full((n, n_years, 2), np.nan)
-    amplitude, integral = base.copy(), base.copy()
-    n_cycles = np.zeros((n, n_years), np.uint8)
+    out = SeasonTruth(
+        dates=np.full((n, n_years, 2, len(DATES)), FILL, np.int32),
+        base=np.full((n, n_years, 2), np.nan),
+        amplitude=np.full((n, n_years, 2), np.nan),
+        integral=np.full((n, n_years, 2), np.nan),
+        n_cycles=np.zeros((n, n_years), np.uint8),
+    )
     day0 = first_of_january(first_year - 1)
     days = np.arange(day0, first_of_january(last_year + 2), dtype=np.float64)
     year_of = (np.datetime64("1970-01-01", "D") + days.astype(int)).astype("datetime64[Y]").astype(int) + 1970
@@ -120,20 +124,8 @@ def season_truth(landscape: Landscape, first_year: int, last_year: int) -> Seaso
                 low = (low_left + low_right) / 2.0
                 metrics.append((real, positions, low, top - low, _trapezoid(values, positions)))
             for column in range(n_years):
-                _keep_two_largest(
-                    metrics,
-                    year_of,
-                    first_year + column,
-                    rows,
-                    column,
-                    day0,
-                    dates,
-                    base,
-                    amplitude,
-                    integral,
-                    n_cycles,
-                )
-    return SeasonTruth(dates, base, amplitude, integral, n_cycles)
+                _keep_two_largest(out, rows, column, metrics, year_of == first_year + column, day0)
+    return out
 
 
 def _segments(
@@ -143,12 +135,12 @@ def _segments(
     length = values.shape[1]
     day = np.arange(length)[None, :]
 
-    def best(low: FloatArray, high: FloatArray, *, peak: bool, last: bool = False) -> IntArray:
+    def best(low: npt.NDArray[Any], high: npt.NDArray[Any], *, peak: bool, last: bool = False) -> IntArray:
         inside = (day >= low[:, None]) & (day <= high[:, None])
         score = np.where(inside, values if peak else -values, -np.inf)
         if last:
-            return (length - 1 - np.argmax(score[:, ::-1], axis=1)).astype(np.int64)
-        return np.argmax(score, axis=1).astype(np.int64)
+            return np.asarray(length - 1 - np.argmax(score[:, ::-1], axis=1))
+        return np.asarray(np.argmax(score, axis=1))
 
     inside = [(s, e) for s, e in inflections if s.min() > _SIDE_DAYS and e.max() < length - _SIDE_DAYS]
     peaks = [best(s, e, peak=True) for s, e in inside]
@@ -166,36 +158,27 @@ def _segments(
 def _trapezoid(values: FloatArray, positions: IntArray) -> FloatArray:
     total = np.concatenate([np.zeros((len(values), 1)), np.cumsum((values[:, 1:] + values[:, :-1]) / 2.0, axis=1)], 1)
     rows = np.arange(len(values))
-    return total[rows, positions[:, -1]] - total[rows, positions[:, 0]]
+    return np.asarray(total[rows, positions[:, -1]] - total[rows, positions[:, 0]])
 
 
 def _keep_two_largest(
-    metrics: list[tuple[npt.NDArray[np.bool_], IntArray, FloatArray, FloatArray, FloatArray]],
-    year_of: IntArray,
-    year: int,
+    out: SeasonTruth,
     rows: IntArray,
     column: int,
+    metrics: Sequence[tuple[npt.NDArray[np.bool_], IntArray, FloatArray, FloatArray, FloatArray]],
+    in_year: npt.NDArray[np.bool_],
     day0: int,
-    dates: IntArray,
-    base: FloatArray,
-    amplitude: FloatArray,
-    integral: FloatArray,
-    n_cycles: IntArray,
 ) -> None:
-    """Put the two cycles of largest amplitude that peak in `year` into the result arrays."""
-    if not metrics:
-        return
-    belongs = np.stack([real & (year_of[positions[:, 3]] == year) for real, positions, _, _, _ in metrics])
-    size = np.where(belongs, np.stack([one[3] for one in metrics]), -np.inf)
-    order = np.argsort(-size, axis=0, kind="stable")[:2]
-    n_cycles[rows, column] = belongs.sum(axis=0)
+    """Put the two cycles of largest amplitude that peak within the year into the result, the larger first."""
+    belongs = np.stack([real & in_year[positions[:, 3]] for real, positions, _, _, _ in metrics])
+    positions, low, height, area = (np.stack([one[k] for one in metrics]) for k in range(1, 5))
+    order = np.argsort(-np.where(belongs, height, -np.inf), axis=0, kind="stable")[:2]
+    out.n_cycles[rows, column] = belongs.sum(axis=0)
     index = np.arange(len(rows))
-    positions = np.stack([one[1] for one in metrics])
-    low, height, area = (np.stack([one[k] for one in metrics]) for k in (2, 3, 4))
     for cycle, choice in enumerate(order):
         there = belongs[choice, index]
         target = rows[there]
-        dates[target, column, cycle] = positions[choice, index][there] + day0
-        base[target, column, cycle] = low[choice, index][there]
-        amplitude[target, column, cycle] = height[choice, index][there]
-        integral[target, column, cycle] = area[choice, index][there]
+        out.dates[target, column, cycle] = positions[choice, index][there] + day0
+        out.base[target, column, cycle] = low[choice, index][there]
+        out.amplitude[target, column, cycle] = height[choice, index][there]
+        out.integral[target, column, cycle] = area[choice, index][there]

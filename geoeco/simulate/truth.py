@@ -129,12 +129,11 @@ def _write_covers(path: Path) -> None:
 def _write_mcd12q2(
     path: Path, landscape: Landscape, ground: Ground, years: Sequence[int], truth: SeasonTruth, seed: int
 ) -> None:
-    """A table as one gets from MCD12Q2: one row per patch and year, with fills and some poor rows."""
+    """Write a table as one gets from MCD12Q2: one row per patch and year, with fills and some poor rows."""
     rng = np.random.default_rng([seed, 6])
-    patches, first = np.unique(landscape.patch_of_curve, return_index=True)
+    patches = np.unique(landscape.patch_of_curve)
     # the patch's middle curve stands for it
     curves = [int(np.median(np.flatnonzero(landscape.patch_of_curve == patch))) for patch in patches]
-    del first
     lon, lat = ground.to_lonlat(landscape.patches[patches, 0], landscape.patches[patches, 1])
     lon = (lon + 180.0) % 360.0 - 180.0
     rows = []
@@ -166,7 +165,7 @@ def _write_mcd12q2(
 
 
 def read_truth(directory: str | os.PathLike[str], tile: str, *, years: Sequence[int] | None = None) -> xr.Dataset:
-    """The truth of one tile as one dataset.
+    """Read the truth of one tile as one dataset.
 
     Parameters
     ----------
@@ -244,7 +243,8 @@ def read_truth(directory: str | os.PathLike[str], tile: str, *, years: Sequence[
             xr.DataArray(values, dims=dims), kind="continuous", units=units, long_name=f"true {name} of EVI2"
         )
     dataset = xr.Dataset(data, coords=coords)
-    return dataset.rio.write_crs(crs).rio.write_transform(transform)
+    georeferenced: xr.Dataset = dataset.rio.write_crs(crs).rio.write_transform(transform)
+    return georeferenced
 
 
 def _read(path: Path) -> npt.NDArray[Any]:

@@ -85,7 +85,7 @@ class Sky:
         sun_azimuth: float,
         sun_elevation: float,
     ) -> Sky:
-        """A sky with a given share of cloud over `extent` (west, south, east, north in ground metres)."""
+        """Draw a sky with a given share of cloud over `extent` (west, south, east, north in ground metres)."""
         west, south, east, north = extent
         pad = math.ceil(_PAD_M / _CELL_M)
         cols = math.ceil((east - west) / _CELL_M) + 2 * pad + 2
@@ -179,7 +179,7 @@ def classify(
 
 
 def _top(score: FloatArray, among: npt.NDArray[np.bool_], rate: float) -> npt.NDArray[np.bool_]:
-    """The share `rate` of the pixels `among` with the highest score."""
+    """Pick the share `rate` of the pixels `among` with the highest score."""
     count = round(rate * int(among.sum()))
     out = np.zeros(among.shape, bool)
     if count:

@@ -24,7 +24,9 @@ import rasterio
 import rasterio.warp
 import shapely
 import shapely.affinity
+import shapely.geometry
 from odc.geo.geobox import GeoBox
+from shapely.geometry.base import BaseGeometry
 
 from geoeco.errors import InputError, OutputError
 from geoeco.simulate.files import crs_of, write_cog
@@ -166,7 +168,7 @@ class S2World:
         )
 
     def products(self, acquisition: Acquisition, tile: Tile) -> list[Product]:
-        """The products of one acquisition of one tile."""
+        """Draw the products of one acquisition of one tile."""
         s = self.settings
         return draw_products(
             s.seed,
@@ -179,7 +181,7 @@ class S2World:
         )
 
     def scene(self, product: Product) -> Scene | None:
-        """The pixels of one product; None if it sees nothing of its tile."""
+        """Render the pixels of one product; None if it sees nothing of its tile."""
         s = self.settings
         return render(
             s.seed,
@@ -329,8 +331,17 @@ def _write(folder: Path, settings: WorldSettings, workers: int, progress: Callab
                 progress(done + 1, len(tasks))
     written = [one for products in results for one in products]
     truth = season_truth(world.landscape, settings.product_years[0], settings.product_years[-1])
-    write_truth(folder / "truth", world.landscape, world.tiles, world.ground, settings.product_years, truth,
-                (world.acquisitions[0].day, world.acquisitions[-1].day), [one.row for one in written], seed=settings.seed)  # fmt: skip
+    write_truth(
+        folder / "truth",
+        world.landscape,
+        world.tiles,
+        world.ground,
+        settings.product_years,
+        truth,
+        (world.acquisitions[0].day, world.acquisitions[-1].day),
+        [one.row for one in written],
+        seed=settings.seed,
+    )
     catalog = _catalog(settings, [one.item for one in written])
     return _save(folder, catalog)
 
@@ -350,15 +361,17 @@ def _write_products(folder: Path, world: S2World, acquisition: Acquisition, tile
         item = _item(world, product, scene)
         target = folder / COLLECTION / item.id
         target.mkdir(parents=True, exist_ok=True)
-        for band in BANDS:
-            write_cog(target / f"{band.name}.tif", scene.numbers[band.name], tile.at(band.resolution), nodata=0)
-        write_cog(target / "SCL.tif", scene.scl, tile.at(20), nodata=0, overviews="MODE")
+        grids = {resolution: tile.at(resolution) for resolution in (10, 20, 60)}
+        with rasterio.Env():  # entered once, not once a file
+            for band in BANDS:
+                write_cog(target / f"{band.name}.tif", scene.numbers[band.name], grids[band.resolution], nodata=0)
+            write_cog(target / "SCL.tif", scene.scl, grids[20], nodata=0, overviews="MODE")
         written.append(_Written(item, _row(item.id, product, scene)))
     return written
 
 
 def _row(item_id: str, product: Product, scene: Scene) -> dict[str, Any]:
-    """What is true of a product, for ``truth/scenes.csv``."""
+    """State what is true of a product, for ``truth/scenes.csv``."""
     valid = max(int(scene.valid.sum()), 1)
     cloudy = np.isin(scene.scl, (8, 9, 10))
     clear = scene.valid & ~scene.cloud & ~scene.shadow
@@ -379,7 +392,7 @@ def _row(item_id: str, product: Product, scene: Scene) -> dict[str, Any]:
 
 
 def _item(world: S2World, product: Product, scene: Scene) -> pystac.Item:
-    """The STAC item of a product in the manner of Earth Search v1."""
+    """Make the STAC item of a product in the manner of Earth Search v1."""
     acquisition, tile = product.acquisition, product.tile
     lon, _ = world.settings.centre
     # 10:30 local solar time on the descending node; the eastern tile follows within the same minute
@@ -409,7 +422,7 @@ def _item(world: S2World, product: Product, scene: Scene) -> pystac.Item:
         "instruments": ["msi"],
         "gsd": 10,
         "eo:cloud_cover": share(8, 9, 10),
-        "proj:code": f"EPSG:{tile.geobox.crs.epsg}",
+        "proj:code": f"EPSG:{tile.epsg}",
         "mgrs:utm_zone": int(tile.name[:2]),
         "mgrs:latitude_band": tile.name[2],
         "mgrs:grid_square": tile.name[3:],
@@ -487,39 +500,34 @@ def _text(when: datetime) -> str:
 
 
 def _footprint(world: S2World, product: Product) -> tuple[dict[str, Any], list[float]]:
-    """Polygon of the ground that a product sees, in longitude and latitude, and its bounding box."""
+    """Outline of the ground that a product sees, in longitude and latitude, and its bounding box."""
     rows, cols = product.tile.geobox.shape
-    corners = [product.tile.geobox.affine * corner for corner in ((0, 0), (0, rows), (cols, rows), (cols, 0))]
-    to_lonlat = rasterio.warp.transform(
-        crs_of(int(product.tile.geobox.crs.epsg)), crs_of(4326), *zip(*corners, strict=True)
-    )
-    u, v = world.ground.from_lonlat(np.array(to_lonlat[0]), np.array(to_lonlat[1]))
-    shape = shapely.Polygon(np.stack([u, v], axis=-1))
+    corners = [product.tile.geobox.affine @ corner for corner in ((0, 0), (0, rows), (cols, rows), (cols, 0))]
+    xs, ys = zip(*corners, strict=True)
+    lon, lat = rasterio.warp.transform(crs_of(product.tile.epsg), crs_of(4326), xs, ys)
+    shape: BaseGeometry = shapely.Polygon(np.stack(world.ground.from_lonlat(np.array(lon), np.array(lat)), axis=-1))
     far = 1e7
-    low, high = max(product.strip[0], -far), min(product.strip[1], far)
-    shape = shape.intersection(shapely.box(-far, low, far, high))
+    shape = shape.intersection(shapely.box(-far, max(product.strip[0], -far), far, min(product.strip[1], far)))
     if product.acquisition.edge is not None:
         nx, ny, c = product.acquisition.edge
         along, into = np.array([-ny, nx]), np.array([nx, ny])
-        on = into * c
-        half = [on + along * far, on - along * far, on - along * far - into * far, on + along * far - into * far]
-        shape = shape.intersection(shapely.Polygon(half))
-    outline = np.asarray(shape.exterior.coords)
-    lon, lat = world.ground.to_lonlat(outline[:, 0], outline[:, 1])
-    polygon = shapely.orient_polygons(shapely.Polygon(np.round(np.stack([lon, lat], axis=-1), 9)))
+        ends = [into * c + along * far, into * c - along * far]
+        shape = shape.intersection(shapely.Polygon([*ends, ends[1] - into * far, ends[0] - into * far]))
+    outline = shapely.get_coordinates(shape)
+    polygon = shapely.Polygon(np.round(np.stack(world.ground.to_lonlat(outline[:, 0], outline[:, 1]), axis=-1), 9))
+    polygon = shapely.geometry.polygon.orient(polygon)
     west, south, east, north = (float(value) for value in polygon.bounds)
-    if west < -180.0 or east > 180.0:
-        # RFC 7946: cut at the antimeridian; a bounding box that crosses it has west > east
-        parts = []
-        for turn in (-360.0, 0.0, 360.0):
-            part = shapely.affinity.translate(polygon, turn).intersection(shapely.box(-180, -90, 180, 90))
-            if not part.is_empty and part.area > 0:
-                parts.append(part)
-        west, east = (value - 360.0 if value > 180.0 else value + 360.0 if value < -180.0 else value
-                      for value in (west, east))  # fmt: skip
-        geometry = shapely.MultiPolygon(parts) if len(parts) > 1 else parts[0]
-        return shapely.geometry.mapping(geometry), [west, south, east, north]
-    return shapely.geometry.mapping(polygon), [west, south, east, north]
+    if west >= -180.0 and east <= 180.0:
+        return shapely.geometry.mapping(polygon), [west, south, east, north]
+    # RFC 7946: cut at the antimeridian; the bounding box of what crosses it has west > east
+    turned = [shapely.affinity.translate(polygon, turn) for turn in (-360.0, 0.0, 360.0)]
+    parts = [part.intersection(shapely.box(-180, -90, 180, 90)) for part in turned]
+    kept = shapely.union_all([part for part in parts if part.area > 0])
+    return shapely.geometry.mapping(kept), [_wrap(west), south, _wrap(east), north]
+
+
+def _wrap(lon: float) -> float:
+    return lon - 360.0 if lon > 180.0 else lon + 360.0 if lon < -180.0 else lon
 
 
 def _catalog(settings: WorldSettings, items: list[pystac.Item]) -> pystac.Catalog:
@@ -580,7 +588,7 @@ def world_digest(directory: str | os.PathLike[str]) -> str:
 
 
 def world_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The settings that a world on disk was written with."""
+    """Read the settings that a world on disk was written with."""
     marker = Path(directory) / "world.json"
     if not marker.is_file():
         raise InputError("the folder holds no simulated world", where=str(directory))
