@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from geoeco.outputs.classes import ClassEntry, ClassTable
-from geoeco.outputs.cog import CogRecord, WrittenFile, write_cog, write_cog_blocks
+from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, write_cog, write_cog_blocks
+from geoeco.outputs.items import write_item
+from geoeco.outputs.preview import quicklook
 
-__all__ = ["ClassEntry", "ClassTable", "CogRecord", "WrittenFile", "write_cog", "write_cog_blocks"]
+__all__ = [
+    "ClassEntry",
+    "ClassTable",
+    "CogRecord",
+    "WrittenFile",
+    "cog_record",
+    "quicklook",
+    "write_cog",
+    "write_cog_blocks",
+    "write_item",
+]

@@ -8,6 +8,7 @@ the same bytes. Uploading them is not done here.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import os
 import re
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime as DateTime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -32,12 +32,12 @@ from rasterio.errors import RasterioError
 
 from geoeco.errors import InputError, OutputError
 from geoeco.outputs.classes import ClassTable
-from geoeco.outputs.gdal_xml import aux_xml, vrt_xml
+from geoeco.outputs.gdal_xml import aux_xml, read_aux_xml, read_statistics, vrt_xml
 from geoeco.outputs.layout import Layout, bands_of, layout_of
 from geoeco.outputs.pyramid import BLOCK, BandStatistics, FilePlanes, MemoryPlanes, Planes, build_overviews
 from geoeco.outputs.styles import qml
 
-__all__ = ["CogRecord", "WrittenFile", "write_cog", "write_cog_blocks"]
+__all__ = ["CogRecord", "WrittenFile", "cog_record", "write_cog", "write_cog_blocks"]
 
 Array = npt.NDArray[Any]
 Window = tuple[slice, slice]
@@ -48,7 +48,6 @@ COMPRESSIONS = ("ZSTD", "DEFLATE", "LZW", "NONE")
 #: Above this many bytes of stored pixels, intermediate levels are kept in files beside the output.
 IN_MEMORY_BYTES = 2 << 30
 DEFAULT_LEVEL = 6
-_GDAL_CACHE_MB = 64
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _RESERVED = ("TIFFTAG_", "STATISTICS_", "AREA_OR_POINT")
 
@@ -126,14 +125,15 @@ def _software() -> str:
 
 
 def _tags(
-    layout: Layout, tags: Mapping[str, Any] | None, description: str | None, datetime: DateTime | None
+    layout: Layout, tags: Mapping[str, Any] | None, description: str | None, datetime: dt.datetime | None
 ) -> dict[str, str]:
-    out = {"GEOECO_VERSION": _software()}
+    # the kind is not part of GeoTIFF; a reader of geoeco finds it again
+    out = {"GEOECO_VERSION": _software(), "GEOECO_KIND": layout.kind}
     for key, value in (tags or {}).items():
         if not _KEY.match(key) or key.startswith(_RESERVED):
             raise InputError(
                 f"tag {key!r} cannot be used",
-                what_to_do="use letters, digits and underscores, as in GEOECO_PERIOD; description= and datetime= set TIFF tags",
+                what_to_do="use letters, digits and underscores; description= and datetime= set the TIFF tags",
             )
         out[key] = str(value)
     out["TIFFTAG_SOFTWARE"] = f"geoeco {_software()}"
@@ -157,7 +157,7 @@ def _wishes(
     style: bool,
     tags: Mapping[str, Any] | None,
     description: str | None,
-    datetime: DateTime | None,
+    datetime: dt.datetime | None,
 ) -> _Wishes:
     if compress.upper() not in COMPRESSIONS:
         raise InputError(f"unknown compression {compress!r}", what_to_do=f"use one of {', '.join(COMPRESSIONS)}")
@@ -189,7 +189,7 @@ def write_cog(
     scale: float | None = None,
     offset: float | None = None,
     description: str | None = None,
-    datetime: DateTime | None = None,
+    datetime: dt.datetime | None = None,
     interleave: str | None = None,
     style: bool = True,
     threads: int | None = None,
@@ -293,7 +293,7 @@ def write_cog_blocks(
     scale: float | None = None,
     offset: float | None = None,
     description: str | None = None,
-    datetime: DateTime | None = None,
+    datetime: dt.datetime | None = None,
     interleave: str | None = None,
     style: bool = True,
     threads: int | None = None,
@@ -431,7 +431,7 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
             return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.tif", shape, layout.dtype, layout.nodata)
 
     made = scratch / "cog.tif"
-    with rasterio.Env(GDAL_MEM_ENABLE_OPEN="YES", GDAL_CACHEMAX=_GDAL_CACHE_MB, GDAL_PAM_ENABLED="NO"):
+    with rasterio.Env(GDAL_MEM_ENABLE_OPEN="YES", GDAL_PAM_ENABLED="NO"):
         # outside the guard: what a lazy array fails to read is no fault of the output
         base = fill(make)
         with _guard(path):
@@ -449,7 +449,7 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
                 planes.close()
             vrt = vrt_xml(layout, base, overviews, statistics, counts, wishes.tags)
             rasterio.shutil.copy(vrt, str(made), driver="COG", **_creation_options(layout, wishes, bool(overviews)))
-            _verify(made, layout, [planes.shape[1:] for planes in overviews], path)
+            _verify(made, layout, len(overviews), wishes.interleave, path)
     with _guard(path):
         return _publish(scratch, made, layout, statistics, counts, path, wishes)
 
@@ -464,7 +464,7 @@ def _with_classes(layout: Layout, counts: Mapping[int, int]) -> Layout:
     if unknown:
         listed = ", ".join(f"{code} ({count} px)" for code, count in list(unknown.items())[:10])
         raise InputError(
-            f"class map {layout.name!r} holds codes that its class table {layout.classes.name!r} does not have: {listed}",
+            f"class map {layout.name!r} holds codes that class table {layout.classes.name!r} does not have: {listed}",
             what_to_do=f"add them to the table, or declare the nodata value of the data (here {layout.nodata:g})",
         )
     return layout
@@ -489,7 +489,7 @@ def _creation_options(layout: Layout, wishes: _Wishes, overviews: bool) -> dict[
     return options
 
 
-def _verify(made: Path, layout: Layout, overviews: list[tuple[int, int]], path: Path) -> None:
+def _verify(made: Path, layout: Layout, overviews: int, interleave: str | None, path: Path) -> None:
     # a full disk may leave a file whose header is whole and whose last pixels are missing
     with rasterio.open(made) as src:
         found: dict[str, Any] = {
@@ -508,8 +508,11 @@ def _verify(made: Path, layout: Layout, overviews: list[tuple[int, int]], path: 
             "nodata": {layout.nodata},
             "CRS": layout.crs,
             "transform": layout.transform,
-            "overviews": [len(overviews)] * len(layout.bands),
+            "overviews": [overviews] * len(layout.bands),
         }
+        if interleave is not None and len(layout.bands) > 1:
+            # GDAL before 3.11 ignores the wish in silence
+            found["interleaving"], wanted["interleaving"] = src.interleaving.name, interleave
         last = [(edge - 1) // BLOCK for edge in layout.shape]
         place = f"{last[1]}_{last[0]}"
         band = len(layout.bands)
@@ -573,3 +576,47 @@ def _written(temporary: Path, final: Path) -> WrittenFile:
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return WrittenFile(final, digest.hexdigest(), temporary.stat().st_size)
+
+
+def cog_record(path: str | os.PathLike[str]) -> CogRecord:
+    """Read back the record of a file that `write_cog` wrote, from the file and its sidecars.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be read or was not written by geoeco.
+    """
+    path = Path(path)
+    try:
+        with rasterio.open(path) as src:
+            tags = src.tags()
+            bands = tuple(str(description) for description in src.descriptions)
+            band_tags = [src.tags(band) for band in src.indexes]
+            dtype, nodata, total = src.dtypes[0], src.nodata, src.width * src.height
+            scale, offset, units = src.scales[0], src.offsets[0], src.units[0] or ""
+        candidates = (Path(f"{path}.aux.xml"), path.with_suffix(".qml"))
+        sidecars = tuple(_written(sidecar, sidecar) for sidecar in candidates if sidecar.exists())
+        cog = _written(path, path)
+        aux = candidates[0].read_text(encoding="utf-8") if candidates[0].exists() else None
+    except (OSError, RasterioError) as error:
+        raise OutputError(f"the GeoTIFF cannot be read: {error}", where=str(path)) from error
+    kind = tags.get("GEOECO_KIND")
+    if kind is None or nodata is None:
+        raise OutputError("the GeoTIFF was not written by geoeco: it does not tell its kind", where=str(path))
+    classes, counts = (None, {}) if aux is None else read_aux_xml(aux, bands[0])
+    return CogRecord(
+        path=path,
+        sha256=cog.sha256,
+        bytes=cog.bytes,
+        sidecars=sidecars,
+        kind=kind,
+        units=units,
+        dtype=dtype,
+        nodata=nodata,
+        scale=scale,
+        offset=offset,
+        bands=bands,
+        statistics=() if kind == "class" else tuple(read_statistics(own, total) for own in band_tags),
+        classes=classes,
+        counts=counts,
+    )

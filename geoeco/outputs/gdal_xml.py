@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree as ET
 
-from geoeco.outputs.classes import ClassTable
+from geoeco.outputs.classes import ClassEntry, ClassTable
 from geoeco.outputs.layout import Layout
 from geoeco.outputs.pyramid import BandStatistics, Planes, gdal_type
 
-__all__ = ["aux_xml", "statistics_tags", "vrt_xml"]
+__all__ = ["aux_xml", "read_aux_xml", "read_statistics", "statistics_tags", "vrt_xml"]
 
 # GDALRATFieldType (0 integer, 2 string) and GDALRATFieldUsage
 _RAT_COLUMNS = (
@@ -74,20 +74,16 @@ def _colour_table(parent: ET.Element, classes: ClassTable) -> None:
 
 
 def statistics_tags(statistics: BandStatistics) -> dict[str, str]:
-    """GDAL's band tags for the statistics of a band.
-
-    Ten significant digits: more would show in which order a processor adds up.
-    """
-    percent = {"STATISTICS_VALID_PERCENT": f"{100 * statistics.valid / statistics.total:.4g}"}
-    if not statistics.valid:
-        return percent
-    return {
-        "STATISTICS_MAXIMUM": f"{statistics.maximum:.10g}",
-        "STATISTICS_MEAN": f"{statistics.mean:.10g}",
-        "STATISTICS_MINIMUM": f"{statistics.minimum:.10g}",
-        "STATISTICS_STDDEV": f"{statistics.std:.10g}",
-        **percent,
-    }
+    """GDAL's band tags for the statistics of a band."""
+    values = {"VALID_PERCENT": 100 * statistics.valid / statistics.total}
+    if statistics.valid:
+        values |= {
+            "MAXIMUM": statistics.maximum,
+            "MEAN": statistics.mean,
+            "MINIMUM": statistics.minimum,
+            "STDDEV": statistics.std,
+        }
+    return {f"STATISTICS_{key}": f"{value:.10g}" for key, value in sorted(values.items())}
 
 
 def _source(parent: ET.Element, planes: Planes, band: int) -> None:
@@ -158,3 +154,27 @@ def aux_xml(classes: ClassTable, counts: Mapping[int, int]) -> str:
     _attribute_table(band, classes, counts)
     ET.indent(root, space="  ")
     return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def read_aux_xml(text: str, name: str) -> tuple[ClassTable | None, dict[int, int]]:
+    """Class table and pixel counts from a sidecar that `aux_xml` made; None where it has no attribute table."""
+    # our own sidecars only; expat of the standard library expands no external entities
+    table = ET.fromstring(text).find(".//GDALRasterAttributeTable")  # noqa: S314
+    if table is None:
+        return None, {}
+    entries, counts = [], {}
+    for row in table.iter("Row"):
+        code, count, label, *colour = [cell.text or "" for cell in row.iter("F")]
+        red, green, blue, alpha = (int(part) for part in colour)
+        entries.append(ClassEntry(int(code), label, (red, green, blue, alpha)))
+        if float(count):
+            counts[int(code)] = int(float(count))
+    return ClassTable(tuple(entries), name), counts
+
+
+def read_statistics(tags: Mapping[str, str], total: int) -> BandStatistics:
+    """Statistics from the band tags that `statistics_tags` made, of a raster of `total` pixels."""
+    keys = ("MINIMUM", "MAXIMUM", "MEAN", "STDDEV")
+    values = [float(tags.get(f"STATISTICS_{key}", "nan")) for key in keys]
+    valid = round(float(tags.get("STATISTICS_VALID_PERCENT", "0")) / 100 * total)
+    return BandStatistics(valid, total, *values)

@@ -174,7 +174,7 @@ class Layout:
 
 
 def bands_of(data: xr.DataArray | xr.Dataset) -> list[xr.DataArray]:
-    """The object as arrays ``(y, x)`` or one array ``(band, y, x)``, checked for dimensions.
+    """List the arrays of an object, ``(y, x)`` each or one ``(band, y, x)``, checked for dimensions.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def _band_names(array: xr.DataArray) -> tuple[Band, ...]:
     if array.ndim == 2:
         return (Band(name),)
     dim = array.dims[0]
-    labels = array[dim].to_numpy() if dim in array.coords else np.arange(1, array.sizes[dim] + 1)
+    labels: Array = array[dim].to_numpy() if dim in array.coords else np.arange(1, array.sizes[dim] + 1)
     if labels.dtype.kind == "M":
         labels = np.datetime_as_string(labels, unit="D")
     spectral: dict[str, Array] = {}

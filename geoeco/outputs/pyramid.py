@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,17 @@ import numpy.typing as npt
 import rasterio
 from rasterio.windows import Window
 
-__all__ = ["BandStatistics", "FilePlanes", "MemoryPlanes", "Planes", "build_overviews", "halve", "overview_shapes"]
+__all__ = [
+    "BandStatistics",
+    "FilePlanes",
+    "MemoryPlanes",
+    "Planes",
+    "band_statistics",
+    "build_overviews",
+    "halve",
+    "overview_shapes",
+    "rounded",
+]
 
 Array = npt.NDArray[Any]
 
@@ -79,7 +90,7 @@ class MemoryPlanes:
 
     @classmethod
     def filled(cls, shape: tuple[int, int, int], dtype: npt.DTypeLike, fill: float) -> MemoryPlanes:
-        """A level of one value."""
+        """Make a level of one value."""
         return cls(np.full(shape, fill, dtype))
 
     def read(self, rows: slice, cols: slice) -> Array:
@@ -172,10 +183,18 @@ def _corners(values: Array) -> tuple[Array, Array, Array, Array]:
 def _mode(values: Array, nodata: float) -> Array:
     # a pair of equal pixels wins; of two pairs, or of four different pixels, the first in reading order
     a, b, c, d = (np.ascontiguousarray(corner) for corner in _corners(values))
+    a_wins, b_wins, c_wins = (a == b) | (a == c) | (a == d), (b == c) | (b == d), c == d
     none = values.dtype.type(nodata)
-    first = np.where(a != none, a, np.where(b != none, b, np.where(c != none, c, d)))
-    second = np.where((b != none) & ((b == c) | (b == d)), b, np.where((c == d) & (c != none), c, first))
-    mode: Array = np.where((a != none) & ((a == b) | (a == c) | (a == d)), a, second)
+    if (values == none).any():
+        a_wins &= a != none
+        b_wins &= b != none
+        c_wins &= c != none
+        mode = np.where(a != none, a, np.where(b != none, b, np.where(c != none, c, d)))
+    else:
+        mode = a.copy()
+    np.copyto(mode, c, where=c_wins)
+    np.copyto(mode, b, where=b_wins)
+    np.copyto(mode, a, where=a_wins)
     return mode
 
 
@@ -228,7 +247,8 @@ class BandStatistics:
     valid, total : int
         Number of valid pixels, of all pixels.
     minimum, maximum, mean, std : float
-        NaN where no pixel is valid. ``std`` is that of the population, as GDAL computes it.
+        To ten significant digits; NaN where no pixel is valid. ``std`` is that of the population, as GDAL computes
+        it.
     """
 
     valid: int
@@ -264,6 +284,11 @@ def _tile_statistics(values: Array, nodata: float) -> _Tile:
     return _Tile(count, minimum, maximum, mean, total, float(wide.sum()))
 
 
+def rounded(value: float) -> float:
+    """Round to ten significant digits: more would show in which order a processor adds up."""
+    return float(f"{value:.10g}")
+
+
 def _merge(tiles: list[_Tile], total: int) -> BandStatistics:
     tiles = [tile for tile in tiles if tile.count]
     count = sum(tile.count for tile in tiles)
@@ -272,7 +297,14 @@ def _merge(tiles: list[_Tile], total: int) -> BandStatistics:
     mean = math.fsum(tile.total for tile in tiles) / count
     squares = math.fsum(tile.squares for tile in tiles) + math.fsum(t.count * (t.mean - mean) ** 2 for t in tiles)
     minimum, maximum = min(tile.minimum for tile in tiles), max(tile.maximum for tile in tiles)
-    return BandStatistics(count, total, minimum, maximum, mean, math.sqrt(squares / count))
+    std = math.sqrt(squares / count)
+    return BandStatistics(count, total, rounded(minimum), rounded(maximum), rounded(mean), rounded(std))
+
+
+def band_statistics(values: Array, nodata: float) -> BandStatistics:
+    """Statistics of one band in memory, ``(y, x)``."""
+    tiles = [_tile_statistics(values[window], nodata) for window in _tiles(*values.shape)]
+    return _merge(tiles, values.size)
 
 
 def _histogram(values: Array) -> Array:
@@ -348,7 +380,7 @@ def build_overviews(
                 counts += tile_counts
             for band, tile in enumerate(tiles):
                 per_band[band].append(tile)
-        for finer, coarser in zip(overviews, overviews[1:], strict=False):
+        for finer, coarser in pairwise(overviews):
 
             def step(window: tuple[slice, slice], finer: Planes = finer, coarser: Planes = coarser) -> None:
                 coarser.write(_half(window[0]), _half(window[1]), halve(finer.read(*window), method, nodata))

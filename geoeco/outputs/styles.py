@@ -18,7 +18,7 @@ from geoeco.outputs.layout import Layout
 from geoeco.outputs.pyramid import BandStatistics
 from geoeco.variables import EPOCH
 
-__all__ = ["colour_stops", "display_range", "qml"]
+__all__ = ["colour_stops", "display_range", "qml", "rgb_bands"]
 
 _DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _STEPS = 9
@@ -55,7 +55,7 @@ def display_range(
 
 
 def colour_stops(kind: str, low: float, high: float) -> list[tuple[float, str, str]]:
-    """Stops of the colour ramp of a kind: value, ``#rrggbb``, label. Dates are labelled as calendar days."""
+    """List the stops of a kind's colour ramp: value, ``#rrggbb``, label (calendar days for dates)."""
     stops = []
     for value, colour in zip(np.linspace(low, high, _STEPS).tolist(), _RAMPS[kind], strict=True):
         if kind == "date":
@@ -108,16 +108,17 @@ def _pseudocolour(pipe: ET.Element, layout: Layout, statistics: BandStatistics) 
     ET.SubElement(ramp, "rampLegendSettings", {"useContinuousLegend": "0" if layout.kind == "date" else "1"})
 
 
-def _rgb_bands(layout: Layout) -> tuple[int, int, int]:
-    if not layout.spectral:
+def rgb_bands(wavelengths: Sequence[float | None]) -> tuple[int, int, int]:
+    """Bands (from 1) to show as red, green and blue: the nearest by wavelength (nm), else the first three."""
+    centres = [math.nan if wavelength is None else wavelength for wavelength in wavelengths]
+    if any(math.isnan(centre) for centre in centres):
         return 1, 2, 3
-    centres = np.array([band.wavelength for band in layout.bands], dtype=np.float64)
-    red, green, blue = (int(np.abs(centres - target).argmin()) + 1 for target in _RGB_NM)
+    red, green, blue = (int(np.abs(np.asarray(centres) - target).argmin()) + 1 for target in _RGB_NM)
     return red, green, blue
 
 
 def _multiband(pipe: ET.Element, layout: Layout, statistics: Sequence[BandStatistics]) -> None:
-    bands = dict(zip(("red", "green", "blue"), _rgb_bands(layout), strict=True))
+    bands = dict(zip(("red", "green", "blue"), rgb_bands([band.wavelength for band in layout.bands]), strict=True))
     renderer = _renderer(pipe, "multibandcolor", **{f"{colour}Band": str(band) for colour, band in bands.items()})
     for colour, band in bands.items():
         low, high = display_range(layout.kind, layout.units, statistics[band - 1], layout.scale, layout.offset)
