@@ -131,7 +131,8 @@ def major_tom_grid(
     geopandas.GeoDataFrame
         One row a location, south to north and west to east: ``name``, ``row``, ``col`` (signed integers, 0 is the
         first row north of the equator and the first column east of Greenwich), ``lon``, ``lat`` (degrees, longitudes
-        in [-180, 180)), ``epsg`` (UTM zone at the anchor, with the exceptions of Norway and Svalbard) and the point, EPSG:4326.
+        in [-180, 180)), ``epsg`` (UTM zone at the anchor, with the exceptions of Norway and
+        Svalbard) and the point, EPSG:4326.
 
     Raises
     ------

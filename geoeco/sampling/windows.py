@@ -43,6 +43,7 @@ CALENDAR_DAYS: tuple[float, ...] = (79.0, 172.0, 265.0, 355.0)
 
 _DATES: tuple[str, ...] = ("greenup", "maturity", "senescence", "dormancy")
 _MCD12Q2_VALID = (11138, 32766)
+_MCD12Q2_FILL = 32767
 #: Half width of the box that smooths the density of cycles over the year, days.
 _CYCLE_BOX_D = 45
 #: A cycle this far from the location's main one is another one, days (a quarter of a year).
@@ -147,7 +148,8 @@ def _sites_from_table(table: pd.DataFrame, worst_qa: int) -> _Sites:
     frame, place = frame[keep].reset_index(drop=True), place[keep]
     if not len(frame):
         raise InputError("the table of dates has no row with coordinates", what_to_do="check lon and lat")
-    keys = frame[columns["name"]].astype(str) if "name" in columns else pd.Series(list(map(tuple, place)))
+    label = next((columns[c] for c in ("name", "id") if c in columns), None)
+    keys = frame[label].astype(str) if label is not None else pd.Series(list(map(tuple, place)))
     codes, unique = pd.factorize(keys)
     years, year_code = np.unique(frame[columns["year"]].to_numpy(), return_inverse=True)
     cycles = 2 if all(f"{d}_2" in columns for d in _DATES) else 1
@@ -176,12 +178,12 @@ def _sites_from_table(table: pd.DataFrame, worst_qa: int) -> _Sites:
             peak[codes, year_code, cycle] = np.where(valid & good, day, np.nan)
         known = next((c for c in (f"evi_amplitude{suffix}", f"amplitude{suffix}") if c in columns), None)
         size = values(known) if known is not None else np.full(len(frame), 1.0 if cycle == 0 else 0.5)
-        amplitude[codes, year_code, cycle] = size
+        amplitude[codes, year_code, cycle] = np.where(size < _MCD12Q2_FILL, size, np.nan)
     days = np.full((len(unique), len(years), 4), np.nan)
     for site in range(len(unique)):
         days[site] = _choose_cycle(dates[site][:, :, None], amplitude[site][..., None], peak[site][..., None])[:, 0]
     first = np.unique(codes, return_index=True)[1]
-    names = np.asarray(unique, dtype=object) if "name" in columns else None
+    names = np.asarray(unique, dtype=object) if label is not None else None
     return _Sites(place[first, 0], place[first, 1], names, day_of_year(days))
 
 
@@ -361,7 +363,7 @@ def season_windows(
         Season metrics as of `geoeco.phenology.metrics`, with dims (year, cycle, y, x): of each location the patch
         round it is used, each year by the circular median of its pixels. Or a table (or CSV or Parquet file) as
         drawn from MCD12Q2: ``lon, lat, year, Greenup_1, Maturity_1, Senescence_1, Dormancy_1``, optionally the same
-        with ``_2``, ``Peak_1``, ``EVI_Amplitude_1``, ``QA_Overall_1`` and ``name``; dates in days since 1970-01-01,
+        with ``_2``, ``Peak_1``, ``EVI_Amplitude_1``, ``QA_Overall_1`` and ``name`` (or ``id``); dates in days since 1970-01-01,
         fill 32767.
     locations : geopandas.GeoDataFrame, optional
         As `check_locations` takes them. By default the places of the table. A location takes its own dates from the

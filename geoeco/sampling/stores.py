@@ -1,0 +1,381 @@
+"""Season chips on disk: a sharded Zarr v3 store and a GeoParquet table beside it.
+
+A chip is one chunk; a shard holds one season of a group of locations, so that a group can be read and written season by
+season in bounded memory and its files are still few and large. Groups are written independently, each whole; the table
+comes in one part a group, and `finish_chips` joins the parts.
+
+A store is a folder (or an fsspec URL): ``chips.zarr``, ``parts/``, ``chips.parquet``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pystac
+import xarray as xr
+import zarr
+from zarr.codecs import ZstdCodec
+
+from geoeco.cubes.shards import Objects, encode_shard, write_shard
+from geoeco.errors import InputError, OutputError
+from geoeco.sampling.chips import (
+    CHIP_NODATA,
+    CHIP_SCALE,
+    ChipReader,
+    ChipSettings,
+    chips_dataset,
+    location_notes,
+)
+from geoeco.sampling.images import in_threads
+from geoeco.sampling.windows import SEASONS
+from geoeco.sensors import sentinel2
+
+__all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "write_chips"]
+
+#: Level of zstd: chips are read far more often than written, but decoding speed does not depend on it.
+_LEVEL = 1
+_MIB = 1 << 20
+
+
+def _zarr(store: str) -> str:
+    return f"{store.rstrip('/')}/chips.zarr"
+
+
+def chips_memory(
+    samples: int,
+    *,
+    size: int = 264,
+    bands: int = len(sentinel2.REFLECTANCE_BANDS),
+    seasons_at_a_time: int = 1,
+    threads: int = 4,
+) -> int:
+    """Peak memory of `write_chips` for a group, bytes, above that of the idle process.
+
+    The chips of the seasons read at a time, their encoded form, and for each thread a row of blocks of 1024 pixels of
+    a tile with the windows cut from it.
+    """
+    chip = size * size * (2 * bands + 1)
+    window = samples * size * size * 2
+    row = 1024 * 10980 * 2
+    return int(seasons_at_a_time * samples * chip * 1.0 + samples * chip * 1.1 + threads * (row + window) + 64 * _MIB)
+
+
+def chips_template(
+    store: str,
+    samples: int,
+    *,
+    size: int = 264,
+    resolution: float = 10.0,
+    bands: Sequence[str] = sentinel2.REFLECTANCE_BANDS,
+    samples_per_shard: int = 64,
+) -> None:
+    """Write the metadata of a store of chips; the chips follow with `write_chips`.
+
+    Parameters
+    ----------
+    store : str
+        Folder or fsspec URL. A store of the same layout is left as it is.
+    samples : int
+        Number of locations.
+    size : int
+        Pixels along a side.
+    resolution : float
+        Metres.
+    bands : sequence of str
+        Reflectance bands.
+    samples_per_shard : int
+        Locations in a group: 64 make shards of up to 107 MB.
+
+    Raises
+    ------
+    OutputError
+        If a store of another layout is there.
+    """
+    settings = ChipSettings(size=size, resolution=resolution, bands=tuple(bands))
+    if samples < 1 or samples_per_shard < 1:
+        raise InputError("samples and samples_per_shard must be positive")
+    per_shard = min(samples_per_shard, samples)
+    layout: dict[str, Any] = {
+        "samples": samples,
+        "seasons": list(SEASONS),
+        "bands": list(settings.bands),
+        "size": size,
+        "resolution": float(resolution),
+        "samples_per_shard": per_shard,
+    }
+    group = zarr.open_group(_zarr(store), mode="a", zarr_format=3)
+    found = group.attrs.get("geoeco_chips")
+    if found is not None:
+        if found != layout:
+            raise OutputError(
+                "a store of chips of another layout is there already",
+                where=store,
+                what_to_do="write elsewhere, or remove it first",
+            )
+        return
+    arrays: dict[str, dict[str, Any]] = {
+        "chips": {
+            "shape": (samples, len(SEASONS), len(settings.bands), size, size),
+            "chunks": (1, 1, len(settings.bands), size, size),
+            "shards": (per_shard, 1, len(settings.bands), size, size),
+            "dtype": "int16",
+            "fill_value": CHIP_NODATA,
+            "dimension_names": ["sample", "season", "band", "y", "x"],
+            "attributes": {"scale_factor": CHIP_SCALE, "_FillValue": CHIP_NODATA, "units": "1", "kind": "continuous"},
+        },
+        "scl": {
+            "shape": (samples, len(SEASONS), size, size),
+            "chunks": (1, 1, size, size),
+            "shards": (per_shard, 1, size, size),
+            "dtype": "uint8",
+            "fill_value": 0,
+            "dimension_names": ["sample", "season", "y", "x"],
+            "attributes": {"units": "", "kind": "class"},
+        },
+    }
+    for name, layout_of in arrays.items():
+        group.create_array(name, compressors=ZstdCodec(level=_LEVEL), overwrite=True, **layout_of)
+    # the layout comes last: a store without it is a half-made one and is completed by the next call
+    group.attrs["geoeco_chips"] = layout
+
+
+def _layout(store: str) -> dict[str, Any]:
+    try:
+        found = zarr.open_group(_zarr(store), mode="r").attrs.get("geoeco_chips")
+    except (FileNotFoundError, KeyError) as error:
+        raise OutputError("there is no store of chips", where=store, what_to_do="make it: chips_template") from error
+    if not isinstance(found, dict):
+        raise OutputError("this is no finished template of chips", where=store, what_to_do="make it: chips_template")
+    return found
+
+
+def _part(first: int) -> str:
+    return f"parts/{first:08d}.parquet"
+
+
+def _parquet(table: gpd.GeoDataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    return buffer.getvalue()
+
+
+def write_chips(
+    store: str,
+    items: Sequence[pystac.Item],
+    locations: gpd.GeoDataFrame,
+    windows: pd.DataFrame,
+    *,
+    first: int = 0,
+    min_clear: float = 0.8,
+    max_nodata: float = 0.0,
+    min_valid: float = 0.99,
+    min_sun_elevation: float = 20.0,
+    min_seasons: int = 2,
+    max_candidates: int | None = None,
+    radiometry: Mapping[str, sentinel2.Radiometry] | None = None,
+    sign: str | None = None,
+    threads: int = 4,
+    memory_mib: int = 512,
+) -> dict[str, Any]:
+    """Choose, cut and write the chips of a group of locations.
+
+    Parameters
+    ----------
+    store : str
+        As made by `chips_template`.
+    items, windows
+        As of `season_chips`; both may hold more than the group needs.
+    locations : geopandas.GeoDataFrame
+        The group: the locations ``first, first + 1, ...`` of the store, whole shards of them (the last may be short).
+    first : int
+        Position of the first location in the store; a multiple of its samples per shard.
+    min_clear, max_nodata, min_valid, min_sun_elevation, min_seasons, max_candidates, radiometry, sign, threads
+        As of `season_chips`.
+    memory_mib : int
+        As many seasons are read at a time as fit; at least one. Blocks of a file are decoded once each time.
+
+    Returns
+    -------
+    dict
+        ``digest`` (SHA-256 of pixels and table, in hexadecimal, whatever the compression), ``chips`` and ``kept``
+        (numbers of chips and of locations kept), ``bytes`` written, ``dropped`` (items left out: item, asset, code,
+        what), ``left_out`` (locations not kept, by reason).
+
+    Raises
+    ------
+    OutputError
+        If the group is not made of whole shards, or does not read back as written.
+    InputError, TransientError
+        As of `season_chips`.
+
+    Notes
+    -----
+    Two runs with the same input write the same bytes. Locations that are not kept keep their place in the store; the
+    table says why, and what the arrays hold there is not to be used.
+    """
+    layout = _layout(store)
+    per_shard, samples = int(layout["samples_per_shard"]), int(layout["samples"])
+    count = len(locations)
+    stop = first + count
+    if first % per_shard or not (stop % per_shard == 0 or stop == samples) or stop > samples or count < 1:
+        raise OutputError(
+            f"locations {first}..{stop} of {samples} are not whole shards of {per_shard}",
+            where=store,
+            what_to_do="write groups that begin and end at multiples of samples_per_shard",
+        )
+    settings = ChipSettings(
+        size=int(layout["size"]),
+        resolution=float(layout["resolution"]),
+        bands=tuple(layout["bands"]),
+        min_clear=min_clear,
+        max_nodata=max_nodata,
+        min_valid=min_valid,
+        min_sun_elevation=min_sun_elevation,
+        min_seasons=min_seasons,
+        max_candidates=max_candidates,
+    )
+    reader = ChipReader(items, locations, windows, settings, radiometry=radiometry, method=sign, threads=threads)
+    if reader.count != count:
+        raise InputError(
+            f"{count - reader.count} of the group's locations have no usable coordinates",
+            what_to_do="clean the table first: points_from_table or check_locations",
+        )
+    at_a_time = len(SEASONS)
+    while at_a_time > 1 and _fits(count, settings, at_a_time, threads) > memory_mib * _MIB:
+        at_a_time -= 1
+    objects = Objects(_zarr(store))
+    digest, written = hashlib.sha256(), 0
+    for start in range(0, len(SEASONS), at_a_time):
+        seasons = range(start, min(start + at_a_time, len(SEASONS)))
+        chips, scl = reader.read(seasons)
+        for position, season in enumerate(seasons):
+            for offset in range(0, count, per_shard):
+                part = slice(offset, min(offset + per_shard, count))
+                for name, values, fill in (("chips", chips, CHIP_NODATA), ("scl", scl, 0)):
+                    bytes_written, text = _write_shard(
+                        objects,
+                        name,
+                        ((first + offset) // per_shard, season),
+                        values[position, part],
+                        per_shard,
+                        fill,
+                        threads,
+                    )
+                    written += bytes_written
+                    digest.update(f"{name} {first + offset} {season} {text}".encode())
+        del chips, scl
+    table = reader.table(first)
+    digest.update(table.drop(columns="geometry").to_json(orient="records", date_format="iso").encode())
+    body = _parquet(table)
+    _write_whole(store, _part(first), body)
+    return {
+        "digest": digest.hexdigest(),
+        "chips": int((table["reason"] == "").sum()),
+        "kept": int(table.drop_duplicates("sample")["kept"].sum()),
+        "bytes": written + len(body),
+        "dropped": [n for n in reader.notes() if "item" in n],
+        "left_out": location_notes(table),
+    }
+
+
+def _fits(count: int, settings: ChipSettings, seasons: int, threads: int) -> int:
+    return chips_memory(
+        count, size=settings.size, bands=len(settings.bands), seasons_at_a_time=seasons, threads=threads
+    )
+
+
+def _write_shard(
+    objects: Objects,
+    name: str,
+    place: tuple[int, int],
+    values: npt.NDArray[Any],
+    per_shard: int,
+    fill: int,
+    threads: int,
+) -> tuple[int, str]:
+    """Put one season of one group, ``(location, ..., y, x)``, as one object; bytes and digest of the pixels."""
+    if len(values) < per_shard:
+        padding = np.full((per_shard - len(values), *values.shape[1:]), fill, values.dtype)
+        values = np.concatenate([values, padding])
+
+    def run(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+        return in_threads(work, jobs, threads)
+
+    shard = values[:, None]
+    parts, digest = encode_shard(shard, (1, *shard.shape[1:]), fill, _LEVEL, run)
+    key = f"{name}/c/{place[0]}/{place[1]}/" + "/".join("0" for _ in shard.shape[2:])
+    return write_shard(objects, key, parts), digest
+
+
+def _write_whole(store: str, key: str, body: bytes) -> None:
+    Objects(store.rstrip("/")).put(key, [body])
+
+
+def finish_chips(store: str) -> str:
+    """Join the parts of the table into ``chips.parquet``.
+
+    Parameters
+    ----------
+    store : str
+        In which all groups have been written, or some: locations of missing groups are missing in the table.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
+    layout = _layout(store)
+    objects = Objects(store.rstrip("/"))
+    parts = []
+    for first in range(0, int(layout["samples"]), int(layout["samples_per_shard"])):
+        body = objects.get(_part(first))
+        if body is not None:
+            parts.append(gpd.read_parquet(io.BytesIO(body)))
+    if not parts:
+        raise OutputError("no group of chips has been written yet", where=store, what_to_do="write_chips first")
+    body = _parquet(pd.concat(parts, ignore_index=True))
+    objects.put("chips.parquet", [body])
+    return hashlib.sha256(body).hexdigest()
+
+
+def open_chips(store: str, *, kept: bool = True, stored: bool = False, chunks: Any = None) -> xr.Dataset:
+    """Open a store of chips in the form that `season_chips` gives.
+
+    Parameters
+    ----------
+    store : str
+        Folder or fsspec URL, after `finish_chips`.
+    kept : bool
+        Leave out locations that were not kept or not written yet.
+    stored : bool
+        Give reflectance as stored, int16 x 10 000, instead of float32 with NaN.
+    chunks : mapping or str, optional
+        As `xarray.open_zarr`; None reads chips when they are asked for.
+
+    Returns
+    -------
+    xarray.Dataset
+        As `season_chips`.
+    """
+    layout = _layout(store)
+    body = Objects(store.rstrip("/")).get("chips.parquet")
+    if body is None:
+        raise OutputError("the store has no table yet", where=store, what_to_do="join its parts: finish_chips")
+    table = gpd.read_parquet(io.BytesIO(body))
+    data = xr.open_zarr(_zarr(store), chunks=chunks, consolidated=False, mask_and_scale=False)
+    if not stored:
+        # a scale of double precision would make doubles of all chips
+        data["chips"].attrs["scale_factor"] = np.float32(CHIP_SCALE)
+        data = xr.decode_cf(data)
+    data = data.isel(sample=table["sample"].to_numpy()[:: len(SEASONS)])
+    opened = chips_dataset(data["chips"], data["scl"].astype(np.uint8), table, layout)
+    if not kept:
+        return opened
+    return opened.isel(sample=np.flatnonzero(opened["kept"].to_numpy()))
