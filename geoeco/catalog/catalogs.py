@@ -18,11 +18,11 @@ from odc.geo.geom import Geometry
 from shapely.geometry import mapping
 
 from geoeco.catalog.band_names import is_raster
-from geoeco.catalog.faults import fault
+from geoeco.catalog.faults import translated
 from geoeco.catalog.filters import Moment, Wanted, interval_of
 from geoeco.catalog.footprints import footprint_of
 from geoeco.catalog.hrefs import HrefPolicy, absolute, is_remote
-from geoeco.errors import CatalogError
+from geoeco.errors import CatalogError, InputError
 
 if TYPE_CHECKING:
     from pystac_client.stac_api_io import StacApiIO
@@ -33,6 +33,8 @@ __all__ = ["ApiCatalog", "Catalog", "CollectionExtent", "StaticCatalog", "open_c
 TIMEOUT = 60.0
 _PAGE = 100
 _SCAN_LIMIT = 100_000
+#: So many repeated items in a row are a circle, not an accident of paging.
+_LOOP = 10 * _PAGE
 
 
 @dataclass(frozen=True)
@@ -153,22 +155,35 @@ class Catalog(ABC):
             max_cloud_cover=max_cloud_cover,
             query=query,
         )
-        found: dict[tuple[str, str], pystac.Item] = {}
-        repeated = 0
+        if limit is not None and limit < 1:
+            raise InputError(f"limit must be at least 1, not {limit}")
+        found: list[tuple[dt.datetime, str, pystac.Item]] = []
+        seen: set[tuple[str, str]] = set()
+        repeated = in_a_row = 0
         for record, base in self._records(wanted):
+            key = (str(record.get("collection") or ""), str(record.get("id")))
+            if key in seen:
+                repeated, in_a_row = repeated + 1, in_a_row + 1
+                if in_a_row > _LOOP:
+                    raise CatalogError(
+                        "the catalogue gives the same items again and again",
+                        where=self.href,
+                        what_to_do="its paging or links run in a circle: report it to its owner, or set a limit",
+                        code="catalog-loop",
+                    )
+                continue
+            seen.add(key)
+            in_a_row = 0
             if not wanted.matches(record):
                 continue
-            item = self._item(record, base)
-            key = (item.collection_id or "", item.id)
-            repeated += key in found
-            found.setdefault(key, item)
+            found.append((interval_of(record)[0], key[1], self._item(record, base)))
             if limit is not None and len(found) >= limit:
                 break
         if repeated:
             warnings.warn(f"{repeated} items of {self.href} repeat an id and were left out", stacklevel=2)
         if not found and wanted.collections is not None:
             self._check_collections(wanted.collections)
-        return sorted(found.values(), key=lambda item: (interval_of(_times(item))[0], item.id))
+        return [item for _, _, item in sorted(found, key=lambda entry: entry[:2])]
 
     def _check_collections(self, names: Iterable[str]) -> None:
         have = sorted(extent.id for extent in self.collections())
@@ -183,8 +198,9 @@ class Catalog(ABC):
     def _item(self, record: dict[str, Any], base: str) -> pystac.Item:
         """Turn a record into an item of the current STAC version, its assets absolute and checked."""
         where = f"item {record.get('id')} in {base}"
-        interval_of(record)
         try:
+            if not isinstance(record["id"], str):
+                raise TypeError("its id is not text")
             item = pystac.Item.from_dict({**record, "links": []}, href=base, migrate=True, preserve_dict=True)
         except Exception as error:
             raise CatalogError(
@@ -204,13 +220,6 @@ class Catalog(ABC):
                 # previews and documents are never read: they go rather than stop a search
                 del item.assets[key]
         return item
-
-
-def _times(item: pystac.Item) -> dict[str, Any]:
-    return {
-        "id": item.id,
-        "properties": {**item.properties, "datetime": item.datetime or item.properties.get("datetime")},
-    }
 
 
 class StaticCatalog(Catalog):
@@ -251,8 +260,8 @@ class StaticCatalog(Catalog):
         self, record: Mapping[str, Any], href: str, collection: str, seen: set[str], relations: tuple[str, ...]
     ) -> list[tuple[str, str, str]]:
         out = []
-        for link in record.get("links") or []:
-            if not isinstance(link, dict) or link.get("rel") not in relations:
+        for link in _links(record):
+            if link.get("rel") not in relations:
                 continue
             try:
                 target = self._policy.check(str(link.get("href") or ""), href)
@@ -305,11 +314,11 @@ class ApiCatalog(Catalog):
         import pystac_client
 
         super().__init__(href, record, policy)
-        try:
+        with translated(href):
             self._client = pystac_client.Client.from_dict(record, href=href, migrate=True)
-        except Exception as error:
-            raise fault(error, href) from error
         self._client._stac_io = reader.api
+        methods = {str(link.get("method", "GET")).upper() for link in _links(record) if link.get("rel") == "search"}
+        self._method = "POST" if "POST" in methods else "GET"
 
     def _records(self, wanted: Wanted) -> Iterator[tuple[dict[str, Any], str]]:
         from pystac_client import ConformanceClasses
@@ -320,19 +329,14 @@ class ApiCatalog(Catalog):
             asked["intersects"] = mapping(wanted.area)
         if wanted.query and self._client.conforms_to(ConformanceClasses.QUERY):
             asked["query"] = wanted.query
-        try:
-            pages = self._client.search(**asked).items_as_dicts()
-            for record in pages:
+        with translated(f"search of {self.href}"):
+            for record in self._client.search(method=self._method, **asked).items_as_dicts():
                 yield _mapping(record, self.href), _own_href(record, self.href)
-        except Exception as error:
-            raise fault(error, f"search of {self.href}") from error
 
     def collections(self) -> tuple[CollectionExtent, ...]:
         """List the collections with the extents that the API states."""
-        try:
+        with translated(f"collections of {self.href}"):
             found = list(self._client.get_collections())
-        except Exception as error:
-            raise fault(error, f"collections of {self.href}") from error
         out = []
         for collection in found:
             interval = (collection.extent.temporal.intervals or [[None, None]])[0]
@@ -360,7 +364,7 @@ class _Reader:
         return self._api
 
     def read(self, href: str) -> dict[str, Any]:
-        try:
+        with translated(href):
             if not is_remote(href):
                 text = Path(href).read_text(encoding="utf-8")
             elif href.startswith(("http://", "https://")):
@@ -371,10 +375,6 @@ class _Reader:
                 with fsspec.open(href, "r", encoding="utf-8") as file:
                     text = file.read()
             return _mapping(json.loads(text), href)
-        except RecursionError as error:
-            raise CatalogError("the JSON is nested too deep", where=href, what_to_do="check the file") from error
-        except Exception as error:
-            raise fault(error, href) from error
 
 
 def _mapping(record: object, href: str) -> dict[str, Any]:
@@ -400,9 +400,13 @@ def _kind(record: Mapping[str, Any], href: str) -> str:
     )
 
 
+def _links(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [link for link in record.get("links") or [] if isinstance(link, dict)]
+
+
 def _own_href(record: Mapping[str, Any], fallback: str) -> str:
-    for link in record.get("links") or []:
-        if isinstance(link, dict) and link.get("rel") == "self" and str(link.get("href", "")).startswith("http"):
+    for link in _links(record):
+        if link.get("rel") == "self" and str(link.get("href", "")).startswith("http"):
             return str(link["href"])
     return fallback
 
@@ -410,8 +414,7 @@ def _own_href(record: Mapping[str, Any], fallback: str) -> str:
 def _is_api(record: Mapping[str, Any]) -> bool:
     if record.get("type", "Catalog") != "Catalog":
         return False
-    relations = {link.get("rel") for link in record.get("links") or [] if isinstance(link, dict)}
-    return "search" in relations
+    return any(link.get("rel") == "search" for link in _links(record))
 
 
 def open_catalog(
@@ -445,7 +448,7 @@ def open_catalog(
     """
     text = os.fspath(href)
     try:
-        address = absolute(text, os.path.join(os.getcwd(), "."))  # noqa: PTH109, PTH118  # absolute() takes text
+        address = absolute(text, f"{Path.cwd()}/")
     except ValueError as error:
         raise CatalogError(
             f"{text!r} cannot be opened: {error}", what_to_do="give a path or an http(s) address", code="catalog-href"

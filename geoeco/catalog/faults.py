@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 
 from geoeco.errors import CatalogError, GeoecoError, TransientError
 
-__all__ = ["fault", "status_fault"]
+__all__ = ["fault", "status_fault", "translated"]
 
 #: Answers worth asking again: a token that expired (403, to be signed anew), time-outs, too many requests.
 _TRANSIENT_STATUS = frozenset({403, 408, 421, 425, 429})
@@ -74,8 +75,6 @@ def fault(error: BaseException, where: str) -> GeoecoError:
     GeoecoError
         `TransientError` for time-outs, lost connections, 403, 408, 429 and 5xx; `CatalogError` for the rest.
     """
-    if isinstance(error, GeoecoError):
-        return error
     if (status := _status(error)) is not None:
         return status_fault(status, where, str(error))
     for link in _chain(error):
@@ -89,3 +88,20 @@ def fault(error: BaseException, where: str) -> GeoecoError:
             f"this is not JSON: {error}", where=where, what_to_do="repair or fetch the file again", code="catalog-json"
         )
     return CatalogError(f"{type(error).__name__}: {error}", where=where, what_to_do="check the catalogue")
+
+
+@contextlib.contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Raise whatever the block raises as the geoeco error that `fault` makes of it; geoeco's own errors pass.
+
+    Parameters
+    ----------
+    where : str
+        What the block reads.
+    """
+    try:
+        yield
+    except GeoecoError:
+        raise
+    except Exception as error:
+        raise fault(error, where) from error

@@ -68,9 +68,10 @@ def _unwrap(geometry: BaseGeometry) -> BaseGeometry:
     polygons = [part for part in getattr(geometry, "geoms", [geometry]) if isinstance(part, Polygon)]
     if not polygons:
         return geometry
-    return MultiPolygon(
-        [Polygon(_unwrapped_ring(p.exterior), [_unwrapped_ring(hole) for hole in p.interiors]) for p in polygons]
-    )
+    unwrapped = [
+        Polygon(_unwrapped_ring(p.exterior), [_unwrapped_ring(hole) for hole in p.interiors]) for p in polygons
+    ]
+    return unwrapped[0] if len(unwrapped) == 1 else MultiPolygon(unwrapped)
 
 
 def _valid(geometry: BaseGeometry) -> BaseGeometry:

@@ -93,7 +93,8 @@ def absolute(href: str, base: str) -> str:
             raise ValueError("a URL with characters that programs read differently")
         return href
     if not is_remote(base):
-        path = os.path.normpath(Path(_local_path(base)).parent / _local_path(href))
+        # joined as text: an absolute href replaces the folder, and searches join tens of thousands
+        path = os.path.normpath(posixpath.join(_local_path(base).rpartition("/")[0], _local_path(href)))
         if path.lstrip("/").startswith("vsi"):
             raise ValueError("a GDAL virtual file system")
         return path

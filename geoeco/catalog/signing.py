@@ -12,8 +12,8 @@ from typing import overload
 
 import pystac
 
-from geoeco.catalog.faults import fault
-from geoeco.errors import CatalogError, GeoecoError
+from geoeco.catalog.faults import translated
+from geoeco.errors import CatalogError
 
 __all__ = ["Signer", "register_signer", "sign", "signers"]
 
@@ -106,9 +106,5 @@ def sign(item: pystac.Item | str, method: str | None) -> pystac.Item | str:
 
 
 def _signed(href: str, signer: Signer, method: str) -> str:
-    try:
+    with translated(f"signing {href} by {method}"):
         return signer(href)
-    except GeoecoError:
-        raise
-    except Exception as error:
-        raise fault(error, f"signing {href} by {method}") from error
