@@ -85,7 +85,8 @@ def run_recipe(
     force_unlock : bool
         Take the folder from another driver that is surely dead.
     memory_limit : int, optional
-        Bytes of one worker; a plan that needs more is refused.
+        Bytes of one worker; a plan that needs more is refused. This machine's memory, or what the cluster's workers
+        say of theirs, when not given.
     gdal : mapping, optional
         GDAL settings of the workers; `geoeco.cubes.gdal_settings` when not given.
     subscribers : iterable of callable
@@ -108,8 +109,8 @@ def run_recipe(
 
     store = RunStore(out)
     settings = dict(default_gdal_settings() if gdal is None else gdal)
-    plan = plan or make_plan(recipe, out=out, memory_limit=memory_limit)
-    plan.check_memory(memory_limit)
+    plan = plan or make_plan(recipe, out=out)
+    plan.check_memory(memory_limit or (machine_memory() if client is None else None))
     _check_folder(store)
     executor: Executor
     workers: dict[str, Any] = {}
@@ -166,7 +167,8 @@ def default_gdal_settings() -> dict[str, str]:
     """GDAL settings of workers, as the cubes' reader wants them."""
     from geoeco.cubes import gdal_settings
 
-    return {str(name): str(value) for name, value in gdal_settings().items()}
+    words = {True: "YES", False: "NO"}
+    return {name: words[value] if isinstance(value, bool) else str(value) for name, value in gdal_settings().items()}
 
 
 def _check_folder(store: RunStore) -> None:
