@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geoeco.catalog import open_catalog
     from geoeco.cubes import open_cube
-    from geoeco.engine import Recipe
+    from geoeco.steps import Recipe
 
 __all__ = ["Recipe", "__version__", "open_catalog", "open_cube"]
 
 __version__ = "0.1.0"
 
-#: Where the public names live. A recipe needs the verbs, which `geoeco.steps` registers.
+#: Where the public names live.
 _NAMES = {
-    "Recipe": ("geoeco.steps", "geoeco.engine"),
+    "Recipe": ("geoeco.steps",),
     "open_catalog": ("geoeco.catalog",),
     "open_cube": ("geoeco.accessor", "geoeco.cubes"),
 }

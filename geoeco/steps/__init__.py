@@ -1,0 +1,18 @@
+"""The verbs of a recipe, one module a verb, and the recipe type that knows them."""
+
+from __future__ import annotations
+
+from geoeco.engine import Registry
+from geoeco.steps.cog import CogVerb
+from geoeco.steps.cube import CubeVerb
+from geoeco.steps.layers import Layer, RasterVerb
+from geoeco.steps.seasons import SeasonsVerb
+
+__all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
+
+registry = Registry()
+for _verb in (CubeVerb, SeasonsVerb, CogVerb):
+    registry.register(_verb)
+registry.load_entry_points()
+
+Recipe = registry.recipe_type(__name__)

@@ -1,0 +1,230 @@
+"""The verb ``cog``: what a raster step found, as the GeoTIFFs, styles and STAC items that GIS users open.
+
+One task a file. Settings and bookkeeping only; the files are made by `geoeco.outputs`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pystac
+import xarray as xr
+from pydantic import Field
+
+from geoeco.cubes import open_rasters
+from geoeco.engine import (
+    Output,
+    PlanContext,
+    PlannedStep,
+    RunContext,
+    Stage,
+    StepSettings,
+    Task,
+    TaskContext,
+    TaskResult,
+    Verb,
+)
+from geoeco.errors import InputError
+from geoeco.outputs import quicklook, write_cog_blocks, write_item
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, tiles
+
+__all__ = ["CogSettings", "CogVerb"]
+
+#: Pixels along each side of the window in which a raster is read while it is written.
+WINDOW = 1024
+
+
+class CogSettings(StepSettings):
+    """Which layers are written, and how."""
+
+    verb: Literal["cog"] = "cog"
+    source: str | None = Field(None, description="name of the raster step; the nearest one before when not given")
+    layers: tuple[str, ...] | None = Field(None, description="names of the layers to write; all when not given")
+    compress: Literal["ZSTD", "DEFLATE", "LZW", "NONE"] = Field("ZSTD", description="DEFLATE for old ArcGIS")
+    quicklooks: bool = Field(True, description="whether to draw a PNG of each file for the report")
+
+
+class CogVerb(Verb):
+    """Write layers as cloud-optimised GeoTIFFs."""
+
+    name: ClassVar[str] = "cog"
+    Settings = CogSettings
+    uses_grid: ClassVar[bool] = True
+
+    def plan(self, settings: CogSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """One task a file; a file waits for every block of its source."""
+        source = _source(settings, context)
+        grid = context.geobox
+        assert grid is not None, "a raster step has a grid"
+        pixels = int(grid.shape[0]) * int(grid.shape[1])
+        depends = tuple(task.id for task in source.tasks if task.stage == "blocks")
+        tags, period = _provenance(context), _period(context)
+        tasks = []
+        for layer in _layers(settings, source, context):
+            stored = 4 * pixels * len(layer.variables)
+            tasks.append(
+                Task(
+                    f"{settings.step}/files/{layer.name}",
+                    payload={
+                        "layer": layer.name,
+                        "variables": list(layer.variables),
+                        "select": layer.select,
+                        "title": layer.title,
+                        "store": RasterVerb.store_name(source),
+                        "tags": tags,
+                        "period": period,
+                    },
+                    depends=depends,
+                    memory_bytes=_memory(stored, len(layer.variables)),
+                    bytes_in=stored,
+                    bytes_out=stored // 2,
+                )
+            )
+        return (Stage("files", tuple(tasks), needs_all=False),)
+
+    def run(self, settings: CogSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Write one file with its sidecars, quicklook and STAC item."""
+        payload = task.payload
+        data = _selected(open_rasters(context.store.url(payload["store"])), payload["variables"], payload["select"])
+        # a mirror of the run folder, so that relative links inside the files hold there too
+        local = context.scratch_path / context.folder / f"{payload['layer']}.tif"
+        local.parent.mkdir(parents=True)
+        start, end = (dt.datetime.fromisoformat(day) for day in payload["period"])
+        record = write_cog_blocks(
+            data,
+            _windows(data),
+            local,
+            compress=settings.compress,
+            tags=payload["tags"],
+            description=f"{context.recipe.name}: {payload['title']}",
+            datetime=end,
+            threads=1,
+        )
+        thumbnail = None
+        if settings.quicklooks:
+            thumbnail = quicklook(local, local.with_suffix(".png"), title=payload["title"])
+        item = local.with_suffix(".json")
+        write_item(
+            item,
+            {payload["layer"]: record},
+            period=(start, end),
+            title=payload["title"],
+            properties={key.lower().replace("_", ":", 1): value for key, value in payload["tags"].items()},
+            derived_from=[context.scratch_path / "items.json"],
+            thumbnail=thumbnail,
+        )
+        files = [(file.path, "data") for file in record.files]
+        files += [(item, "metadata"), *([(thumbnail, "quicklook")] if thumbnail else [])]
+        outputs = []
+        for path, kind in files:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            name = f"{context.folder}/{path.name}"
+            context.store.put_file(path, name)
+            outputs.append(Output(name, bytes=path.stat().st_size, sha256=content, kind=kind, title=payload["title"]))
+        return TaskResult(digest=digest_of(f"{o.path} {o.sha256}" for o in outputs), outputs=tuple(outputs))
+
+    def finish(
+        self, settings: CogSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Output] | None:
+        """Tie the files' STAC items together in a static catalogue with relative links."""
+        catalog = pystac.Catalog(
+            id=f"{context.recipe.name}-{context.folder}",
+            description=context.recipe.description or f"Rasters of the recipe {context.recipe.name}",
+        )
+        for record in records:
+            for output in record["outputs"]:
+                if output["kind"] == "metadata":
+                    href = f"./{output['path'].split('/')[-1]}"
+                    catalog.add_link(pystac.Link("item", href, pystac.MediaType.JSON, title=output["title"]))
+        document = catalog.to_dict(include_self_link=False)
+        # the root link of a catalogue that is its own root, as self-contained catalogues have it
+        document["links"] = [
+            {"rel": "root", "href": "./catalog.json", "type": "application/json"},
+            *(link for link in document["links"] if link["rel"] != "root"),
+        ]
+        name = f"{context.folder}/catalog.json"
+        context.store.write_json(name, document)
+        return [Output(name, kind="metadata")]
+
+
+def _source(settings: CogSettings, context: PlanContext) -> PlannedStep:
+    if settings.source is not None:
+        step = context.step(settings.source)
+        if not isinstance(step.verb, RasterVerb):
+            raise InputError(
+                f"the step {step.name!r} ({step.verb.name}) makes no rasters",
+                where=f"step {settings.step}",
+                what_to_do="name a step such as seasons",
+            )
+        return step
+    found = [step for step in context.steps.values() if isinstance(step.verb, RasterVerb)]
+    if not found:
+        raise InputError(
+            "there is no earlier step that makes rasters",
+            where=f"step {settings.step}",
+            what_to_do="put a step such as seasons before it",
+        )
+    return found[-1]
+
+
+def _layers(settings: CogSettings, source: PlannedStep, context: PlanContext) -> tuple[Layer, ...]:
+    assert isinstance(source.verb, RasterVerb)
+    available = {layer.name: layer for layer in source.verb.layers(source.settings, context)}
+    if settings.layers is None:
+        return tuple(available.values())
+    unknown = [name for name in settings.layers if name not in available]
+    if unknown:
+        raise InputError(
+            f"the step {source.name!r} has no layer {unknown[0]!r}",
+            where=f"step {settings.step}: layers",
+            what_to_do=f"layers: {', '.join(available)}",
+        )
+    return tuple(available[name] for name in settings.layers)
+
+
+def _period(context: PlanContext) -> list[str]:
+    """First and last moment of the imagery, ISO 8601."""
+    moments = sorted(
+        str(item.properties.get("datetime") or item.properties["start_datetime"]) for item in context.items
+    )
+    return [moments[0], moments[-1]]
+
+
+def _provenance(context: PlanContext) -> dict[str, str]:
+    """Keys that tie a file to its recipe and its inputs; the same whatever the block size or the cluster."""
+    recipe = context.recipe.document()
+    if recipe["grid"]:
+        recipe["grid"].pop("block")
+    inputs = sorted(item.id for item in context.items)
+    period = _period(context)
+    return {
+        "GEOECO_RECIPE_SHA256": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+        "GEOECO_INPUTS_SHA256": hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
+        "GEOECO_PERIOD": f"{period[0][:10]}/{period[1][:10]}",
+    }
+
+
+def _memory(stored: int, bands: int) -> int:
+    """Upper bound of one file: its pixels with their overviews, encoded and as stored, and the windows being read."""
+    return min(2 * stored * 4 // 3, 6 * 2**30) + 24 * bands * WINDOW**2 + 256 * 2**20
+
+
+def _selected(rasters: xr.Dataset, variables: Sequence[str], select: Mapping[str, int]) -> xr.Dataset | xr.DataArray:
+    chosen = rasters[list(variables)].sel(select, drop=True)
+    return chosen[variables[0]] if len(variables) == 1 else chosen
+
+
+def _windows(data: xr.Dataset | xr.DataArray) -> Iterator[tuple[tuple[slice, slice], np.ndarray[Any, Any]]]:
+    height, width = data.sizes["y"], data.sizes["x"]
+    for y, x in tiles((0, height), (0, width), WINDOW):
+        rows, cols = slice(*y), slice(*x)
+        piece = data.isel(y=rows, x=cols)
+        if isinstance(piece, xr.Dataset):
+            yield (rows, cols), np.stack([piece[name].to_numpy() for name in piece.data_vars])
+        else:
+            yield (rows, cols), piece.to_numpy()

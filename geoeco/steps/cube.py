@@ -1,0 +1,234 @@
+"""The verb ``cube``: from the scenes of a catalogue to a masked reflectance cube in Zarr.
+
+Two stages: ``radiometry`` settles, scene by scene, what the digital numbers mean; ``blocks`` reads, masks, fuses and
+writes one block each. Settings and bookkeeping only; the pixels are the business of `geoeco.cubes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pystac
+import rasterio
+import shapely
+from odc.geo.crs import CRS
+from pydantic import Field, field_validator
+
+from geoeco.catalog import area_lonlat, asset_for, footprint, sign
+from geoeco.cubes import block_memory_bytes, gdal_settings, open_cube, solar_days, template, write_block
+from geoeco.cubes.reading import opened
+from geoeco.engine import Dropped, PlanContext, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult, Verb
+from geoeco.errors import CatalogError, InputError, ReadError
+from geoeco.sensors import sentinel2
+from geoeco.steps.layers import digest_of
+
+__all__ = ["CubeSettings", "CubeVerb", "cube_store"]
+
+#: Scenes whose radiometry one task settles.
+SCENES_PER_TASK = 50
+
+
+class CubeSettings(StepSettings):
+    """What the cube holds."""
+
+    verb: Literal["cube"] = "cube"
+    bands: tuple[str, ...] = Field(
+        ("B02", "B03", "B04", "B08"), min_length=1, description="Sentinel-2 bands, B01 to B12"
+    )
+    masked: tuple[int, ...] = Field(
+        (0, 1, 3, 8, 9, 10), description="SCL classes that are no data; snow (11) is better kept"
+    )
+    dilate_m: float = Field(
+        sentinel2.DILATION_RADIUS_M, ge=0, le=1000, description="metres by which cloud and shadow are grown"
+    )
+    radiometry: Literal["untrusted", "always", "never"] = Field(
+        "untrusted", description="which scenes' own pixels are asked whether the offset of baseline 04.00 is in them"
+    )
+    on_bad_scene: Literal["drop", "fail"] = Field("drop", description="whether a block goes on without a bad scene")
+
+    @field_validator("bands")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = [name for name in sentinel2.BANDS if name != "B10"]
+        for band in value:
+            if band not in known:
+                raise ValueError(f"there is no band {band!r}; bands: {', '.join(known)}")
+        if len(set(value)) != len(value):
+            raise ValueError("a band is named twice")
+        return value
+
+
+class CubeVerb(Verb):
+    """Stack scenes into a cube."""
+
+    name: ClassVar[str] = "cube"
+    Settings = CubeSettings
+    uses_items: ClassVar[bool] = True
+    uses_grid: ClassVar[bool] = True
+    uses_block_size: ClassVar[bool] = True
+    overlaps: ClassVar[bool] = True
+
+    def plan(self, settings: CubeSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """Radiometry in batches of scenes, then one task for each block that has any."""
+        if context.geobox is None or not context.items:
+            raise InputError("a cube needs imagery", where=f"step {settings.step}", what_to_do="give inputs.imagery")
+        batches = [context.items[i : i + SCENES_PER_TASK] for i in range(0, len(context.items), SCENES_PER_TASK)]
+        scenes: dict[str, str] = {}
+        first = []
+        for number, batch in enumerate(batches):
+            task = Task(
+                f"{settings.step}/radiometry/{number:04d}",
+                payload={"sign": _signing(context)},
+                memory_bytes=64 * 2**20,
+                bytes_in=len(batch) * len(sentinel2.VERIFICATION_BANDS) * 2 * 512**2,
+                items=tuple(item.id for item in batch),
+            )
+            scenes.update(dict.fromkeys(task.items, task.id))
+            first.append(task)
+        days = solar_days(context.items, context.geobox)
+        own = [_in_crs(item, context.geobox.crs) for item in context.items]
+        outlines = [_outline(item) for item in context.items]
+        tree = shapely.STRtree(outlines)
+        blocks = []
+        for block in context.blocks:
+            touched = np.sort(tree.query(area_lonlat(block.geobox.extent), predicate="intersects"))
+            items = tuple(context.items[i].id for i in touched)
+            if not items:
+                continue
+            rows, cols = (int(n) for n in block.geobox.shape)
+            stored = rows * cols * len(days) * (2 * len(settings.bands) + 1)
+            blocks.append(
+                Task(
+                    f"{settings.step}/blocks/{block.id}",
+                    payload={
+                        "y": list(block.y),
+                        "x": list(block.x),
+                        "days": [str(days[0]), str(days[-1]), len(days)],
+                        "sign": _signing(context),
+                    },
+                    depends=tuple(dict.fromkeys(scenes[name] for name in items)),
+                    memory_bytes=block_memory_bytes(
+                        len(days), (rows, cols), n_items=len(items), other_crs=not all(own[i] for i in touched)
+                    ),
+                    bytes_in=len(items) * rows * cols * (2 * len(settings.bands) + 1) // 2,
+                    bytes_out=stored // 2,
+                    block=(block.row, block.col),
+                    items=items,
+                )
+            )
+        return Stage("radiometry", tuple(first), needs_all=False), Stage("blocks", tuple(blocks), needs_all=False)
+
+    def prepare(self, settings: CubeSettings, context: RunContext) -> None:
+        """Write the cube's metadata."""
+        plan, geobox = context.plan, context.geobox
+        assert geobox is not None, "plan has checked the grid"
+        assert plan.recipe.grid is not None, "plan has checked the grid"
+        template(
+            context.store.url(cube_store(context.folder)),
+            geobox,
+            solar_days(plan.items, geobox),
+            settings.bands,
+            block=plan.recipe.grid.block,
+        )
+
+    def run(self, settings: CubeSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Settle the radiometry of some scenes, or write one block."""
+        if task.stage == "radiometry":
+            return _settle(settings, task, context)
+        geobox = context.geobox
+        assert geobox is not None, "plan has checked the grid"
+        settled: dict[str, sentinel2.Radiometry] = {}
+        for record in context.upstream.values():
+            for name, found in record["stats"]["radiometry"].items():
+                settled[name] = sentinel2.Radiometry(**found)
+        wanted = {item.id: settled[item.id] for item in context.items_for(task) if item.id in settled}
+        record = write_block(
+            context.store.url(cube_store(context.folder)),
+            context.items_for(task),
+            geobox,
+            tuple(task.payload["y"]),
+            tuple(task.payload["x"]),
+            mask={"masked": settings.masked, "radius_m": settings.dilate_m},
+            radiometry=wanted,
+            sign=task.payload["sign"],
+            on_bad_scene=settings.on_bad_scene,
+        )
+        return TaskResult(
+            digest=record["checksum"],
+            dropped=tuple(Dropped(**bad) for bad in record["dropped"]),
+            stats={
+                "bytes": record["bytes"],
+                "looks": record["looks"],
+                "blind": record["blind"],
+                "pixels": record["pixels"],
+            },
+        )
+
+    def open(self, settings: CubeSettings, context: RunContext) -> Any:
+        """Open the cube lazily."""
+        return open_cube(context.store.url(cube_store(context.folder)))
+
+
+def cube_store(step: str) -> str:
+    """Name of a cube step's store in the run folder."""
+    return f"{step}/cube.zarr"
+
+
+def _signing(context: PlanContext) -> str | None:
+    return context.recipe.inputs.imagery.sign if context.recipe.inputs.imagery else None
+
+
+def _settle(settings: CubeSettings, task: Task, context: TaskContext) -> TaskResult:
+    """Settle what the digital numbers of scenes mean: by metadata and, where those are doubtful, by pixels."""
+    settled: dict[str, dict[str, Any]] = {}
+    dropped: list[Dropped] = []
+    for item in context.items_for(task):
+        how = sentinel2.radiometry(item)
+        if settings.radiometry == "always" or (settings.radiometry == "untrusted" and not how.trusted):
+            try:
+                how = sentinel2.verify_radiometry(item, _reader(item, task.payload["sign"]), metadata=how)
+            except ReadError as error:
+                # the blocks that need the scene will miss the asset too; this record is made again on resume
+                dropped.append(Dropped(item.id, "", error.code, f"{error.what} ({error.where})"))
+        settled[item.id] = asdict(how)
+    return TaskResult(
+        digest=digest_of([json.dumps(settled, sort_keys=True)]),
+        dropped=tuple(dropped),
+        stats={"radiometry": settled},
+    )
+
+
+def _reader(item: pystac.Item, method: str | None) -> Callable[[str], npt.NDArray[Any]]:
+    def read(band: str) -> npt.NDArray[Any]:
+        href = sign(asset_for(item, band).href, method)
+        with rasterio.Env(**gdal_settings()), opened(href, where=f"item {item.id}, asset {band}") as raster:
+            return raster.coarse()
+
+    return read
+
+
+def _outline(item: pystac.Item) -> shapely.Geometry:
+    """Envelope of an item's footprint, piece by piece: footprints in catalogues are drawn roughly."""
+    found = footprint(item)
+    if found is None:
+        raise CatalogError(
+            "an item has neither geometry nor bbox",
+            where=f"item {item.id}",
+            what_to_do="repair the catalogue, or leave the item out",
+        )
+    return shapely.MultiPolygon([shapely.box(*part.bounds) for part in shapely.get_parts(found.geom)])
+
+
+def _in_crs(item: pystac.Item, crs: CRS | None) -> bool:
+    code = item.properties.get("proj:code") or item.properties.get("proj:epsg")
+    return (
+        code is not None
+        and crs is not None
+        and crs.epsg is not None
+        and str(code).removeprefix("EPSG:") == str(crs.epsg)
+    )

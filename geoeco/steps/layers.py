@@ -1,0 +1,77 @@
+"""What steps that make rasters share: their store by blocks, and the layers that other steps may take from it."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from geoeco.engine import PlanContext, PlannedStep, RunContext, Verb
+
+__all__ = ["Layer", "RasterVerb", "digest_of", "shard_for", "tiles"]
+
+#: A shard of rasters is at most this many pixels on a side, whatever the block: it bounds what a task holds.
+MAX_SHARD = 512
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A group of variables of one unit and type that belong in one file.
+
+    Attributes
+    ----------
+    name : str
+        File stem.
+    variables : tuple of str
+        Names in the raster store; all of one kind and unit.
+    title : str
+        For captions.
+    select : dict
+        Labels of leading dimensions, for example ``{"year": 2019, "cycle": 1}``.
+    """
+
+    name: str
+    variables: tuple[str, ...]
+    title: str
+    select: dict[str, int] = field(default_factory=dict)
+
+
+class RasterVerb(Verb):
+    """A verb whose step keeps rasters in a Zarr store (`geoeco.cubes.create_rasters`), one task a block.
+
+    Its tasks are the stage ``blocks``, keyed by the block's id.
+    """
+
+    @abstractmethod
+    def layers(self, settings: Any, context: PlanContext) -> tuple[Layer, ...]:
+        """Layers that the step will hold; known when planning."""
+
+    @staticmethod
+    def store_name(step: PlannedStep | str) -> str:
+        """Name of the raster store in the run folder."""
+        return f"{step if isinstance(step, str) else step.name}/rasters.zarr"
+
+    def open(self, settings: Any, context: RunContext) -> Any:
+        """Open the rasters lazily."""
+        from geoeco.cubes import open_rasters
+
+        return open_rasters(context.store.url(self.store_name(context.folder)))
+
+
+def shard_for(block: int, largest: int = MAX_SHARD) -> int:
+    """Largest divisor of the block's edge that is not above `largest`: a block is then a whole number of shards."""
+    return next(size for size in range(min(block, largest), 0, -1) if block % size == 0)
+
+
+def tiles(y: tuple[int, int], x: tuple[int, int], size: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Cut a window into tiles of `size` pixels; edges fall on multiples of `size` where the window's do."""
+    for top in range(y[0], y[1], size):
+        for left in range(x[0], x[1], size):
+            yield (top, min(top + size, y[1])), (left, min(left + size, x[1]))
+
+
+def digest_of(parts: Iterable[str]) -> str:
+    """SHA-256 over an ordered list of digests or other texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
