@@ -36,7 +36,7 @@ err_console = Console(stderr=True, highlight=False)
 class _Guarded(TyperGroup):
     """Commands whose errors are a few plain lines, without a traceback unless asked for."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except GeoecoError as error:

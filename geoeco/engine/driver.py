@@ -33,7 +33,7 @@ from geoeco.engine.imagery import item_dict, items_document
 from geoeco.engine.keys import DATA_VERSION, task_key
 from geoeco.engine.ledger import Ledger, Record
 from geoeco.engine.locking import RunLock
-from geoeco.engine.planning import Plan, make_plan
+from geoeco.engine.planning import Plan, machine_memory, make_plan
 from geoeco.engine.provenance import describe
 from geoeco.engine.stores import RunStore
 from geoeco.engine.tasks import TaskCall, check_output
