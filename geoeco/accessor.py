@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from geoeco.errors import InputError
@@ -22,18 +21,6 @@ INDICES = ("evi2", "ndvi", "evi")
 
 #: Reflectance that is shown as white: bare soil stays bright, vegetation keeps its shades.
 WHITE = 0.3
-
-
-def _class_names(variable: xr.DataArray) -> dict[int, str]:
-    values, meanings = variable.attrs.get("flag_values"), variable.attrs.get("flag_meanings")
-    if values is None or meanings is None:
-        raise InputError(
-            f"variable {variable.name!r} has no table of classes",
-            what_to_do="set the CF attributes flag_values and flag_meanings",
-        )
-    # CF: one string, blank separated; a list of names is understood, too
-    names = meanings.split() if isinstance(meanings, str) else list(meanings)
-    return {int(value): str(name) for value, name in zip(np.atleast_1d(values), names, strict=True)}
 
 
 def _valid_fraction(variable: xr.DataArray, dim: str) -> xr.DataArray:
@@ -167,8 +154,16 @@ class VariableAccessor:
 
     @property
     def classes(self) -> dict[int, str]:
-        """Names of the classes by value, from the CF attributes ``flag_values`` and ``flag_meanings``."""
-        return _class_names(self._variable)
+        """Names of the classes by code, from the CF attributes ``flag_values`` and ``flag_meanings``."""
+        from geoeco.outputs import ClassTable
+
+        table = ClassTable.from_attrs(self._variable)
+        if table is None:
+            raise InputError(
+                f"variable {self._variable.name!r} has no table of classes",
+                what_to_do="set the CF attributes flag_values and flag_meanings",
+            )
+        return {entry.code: entry.name for entry in table}
 
     def valid_fraction(self, dim: str = "time") -> xr.DataArray:
         """Fraction of valid values along a dimension; of all bands at once where there are bands."""

@@ -1,0 +1,7 @@
+"""Learning: data sets of season chips for torch. Needs the extra ``ml``; no other room imports torch."""
+
+from __future__ import annotations
+
+from geoeco.training.chip_dataset import ChipDataset
+
+__all__ = ["ChipDataset"]
