@@ -28,6 +28,7 @@ import numpy.typing as npt
 import rasterio
 import rasterio.shutil
 import xarray as xr
+from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from geoeco.errors import InputError, OutputError
@@ -48,6 +49,8 @@ COMPRESSIONS = ("ZSTD", "DEFLATE", "LZW", "NONE")
 #: Above this many bytes of stored pixels, intermediate levels are kept in files beside the output.
 IN_MEMORY_BYTES = 2 << 30
 DEFAULT_LEVEL = 6
+# levels are read where they are made, in memory or beside the output; the sidecar is ours
+_GDAL = {"GDAL_MEM_ENABLE_OPEN": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL", "GDAL_PAM_ENABLED": "NO"}
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _RESERVED = ("TIFFTAG_", "STATISTICS_", "AREA_OR_POINT")
 
@@ -271,12 +274,12 @@ def write_cog(
         description=description,
         datetime=datetime,
     )
-    arrays = bands_of(data)
+    arrays, target = bands_of(data), Path(path)
 
     def fill(make: _Make) -> Planes:
-        return _fill_from_arrays(arrays, layout, make, wishes.threads)
+        return _fill_from_arrays(arrays, layout, make, wishes.threads, target)
 
-    return _write(layout, fill, Path(path), wishes)
+    return _write(layout, fill, target, wishes)
 
 
 def write_cog_blocks(
@@ -336,17 +339,18 @@ def write_cog_blocks(
         description=description,
         datetime=datetime,
     )
+    target = Path(path)
 
     def fill(make: _Make) -> Planes:
         base = make((len(layout.bands), *layout.shape))
         for window, values in blocks:
-            _write_window(base, layout, window, np.asarray(values))
+            _write_window(base, layout, window, np.asarray(values), target)
         return base
 
-    return _write(layout, fill, Path(path), wishes)
+    return _write(layout, fill, target, wishes)
 
 
-def _write_window(base: Planes, layout: Layout, window: Window, values: Array) -> None:
+def _write_window(base: Planes, layout: Layout, window: Window, values: Array, path: Path) -> None:
     values = values[np.newaxis] if values.ndim == 2 else values
     (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(window, layout.shape, strict=True))
     if values.shape != (len(layout.bands), y1 - y0, x1 - x0) or any(part.step not in (None, 1) for part in window):
@@ -358,10 +362,12 @@ def _write_window(base: Planes, layout: Layout, window: Window, values: Array) -
         y0, y1, values = layout.shape[0] - y1, layout.shape[0] - y0, values[:, ::-1]
     if layout.flip[1]:
         x0, x1, values = layout.shape[1] - x1, layout.shape[1] - x0, values[:, :, ::-1]
-    base.write(slice(y0, y1), slice(x0, x1), layout.encode(values))
+    stored = layout.encode(values)
+    with _guard(path):
+        base.write(slice(y0, y1), slice(x0, x1), stored)
 
 
-def _fill_from_arrays(arrays: Sequence[xr.DataArray], layout: Layout, make: _Make, threads: int) -> Planes:
+def _fill_from_arrays(arrays: Sequence[xr.DataArray], layout: Layout, make: _Make, threads: int, path: Path) -> Planes:
     shape = (len(layout.bands), *layout.shape)
     lazy = any(array.chunks is not None for array in arrays)
     if len(arrays) == 1 and not lazy:
@@ -377,7 +383,7 @@ def _fill_from_arrays(arrays: Sequence[xr.DataArray], layout: Layout, make: _Mak
 
     def one(window: Window) -> None:
         parts = [array[..., window[0], window[1]].to_numpy() for array in arrays]
-        _write_window(base, layout, window, parts[0] if len(parts) == 1 else np.stack(parts))
+        _write_window(base, layout, window, parts[0] if len(parts) == 1 else np.stack(parts), path)
 
     if lazy:
         # Dask brings its own threads; one chunk at a time bounds the memory
@@ -400,7 +406,8 @@ def _edges(chunks: tuple[int, ...] | None, size: int, step: int) -> Iterator[sli
 def _guard(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RasterioError) as error:
+    # rasterio lets some of GDAL's errors through under their own names
+    except (OSError, RasterioError, CPLE_BaseError) as error:
         raise OutputError(
             f"the GeoTIFF could not be written: {error}",
             where=str(path),
@@ -428,10 +435,10 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
         if size <= IN_MEMORY_BYTES:
             return MemoryPlanes.filled(shape, layout.dtype, layout.nodata)
         with _guard(path):
-            return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.tif", shape, layout.dtype, layout.nodata)
+            return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.raw", shape, layout.dtype, layout.nodata)
 
     made = scratch / "cog.tif"
-    with rasterio.Env(GDAL_MEM_ENABLE_OPEN="YES", GDAL_PAM_ENABLED="NO"):
+    with rasterio.Env(**_GDAL):
         # outside the guard: what a lazy array fails to read is no fault of the output
         base = fill(make)
         with _guard(path):

@@ -84,7 +84,7 @@ def quicklook(
     if not 1 <= band <= len(values):
         raise InputError(f"there is no band {band}: the raster has {len(values)}")
     _, height, width = values.shape
-    figure_width = 1.3 + size / _DPI * min(1.0, width / height) + (2.4 if raster["kind"] == "class" else 1.3)
+    figure_width = 0.2 + size / _DPI * min(1.0, width / height) + (1.9 if raster["kind"] == "class" else 1.2)
     figure_height = 0.9 + size / _DPI * min(1.0, height / width)
     figure = Figure(figsize=(max(figure_width, 4.0), max(figure_height, 2.0)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)

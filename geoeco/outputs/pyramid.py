@@ -9,18 +9,18 @@ left pixel otherwise. Nodata never enters a mode or a mean and never wins while 
 from __future__ import annotations
 
 import math
-import threading
+import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
-from rasterio.windows import Window
 
 __all__ = [
     "BandStatistics",
@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 #: Rows and columns of the tiles in which a raster is walked. Part of the definition of the statistics: fixed.
 TILE = (512, 2048)
 BLOCK = 512
+_FILL_BYTES = 1 << 22
 
 _GDAL_TYPES = {
     "uint8": "Byte",
@@ -115,52 +116,70 @@ class MemoryPlanes:
 
 
 class FilePlanes:
-    """A level in an uncompressed tiled TIFF, for rasters larger than memory. Safe to use from several threads."""
+    """A level in a raw file, for rasters larger than memory. Safe to use from several threads.
+
+    Plain file calls on purpose: they raise where the disk is full, which a GDAL dataset may keep to itself when it is
+    closed; a memory map would end the process.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: npt.DTypeLike, fill: float) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self._path = path
-        self._lock = threading.Lock()
-        self._dataset = rasterio.open(
-            path,
-            "w+",
-            driver="GTiff",
-            count=shape[0],
-            height=shape[1],
-            width=shape[2],
-            dtype=self.dtype.name,
-            nodata=fill,
-            tiled=True,
-            blockxsize=BLOCK,
-            blockysize=BLOCK,
-            interleave="band",
-            BIGTIFF="YES",
-            SPARSE_OK="TRUE",
-        )
+        self._file = path.open("w+b", buffering=0)
+        bands, height, width = shape
+        rows = max(1, _FILL_BYTES // (width * self.dtype.itemsize))
+        lines = np.full((min(rows, bands * height), width), fill, self.dtype)
+        for start in range(0, bands * height, rows):
+            self._put(lines[: min(rows, bands * height - start)], start * width)
 
-    def _window(self, rows: slice, cols: slice) -> Window:
-        return Window(cols.start, rows.start, cols.stop - cols.start, rows.stop - rows.start)
+    def _put(self, values: Array, position: int) -> None:
+        view = memoryview(np.ascontiguousarray(values)).cast("B")
+        start = position * self.dtype.itemsize
+        while view:
+            done = os.pwrite(self._file.fileno(), view, start)
+            view, start = view[done:], start + done
 
     def read(self, rows: slice, cols: slice) -> Array:
         """Pixels of a window (a copy)."""
-        with self._lock:
-            values: Array = self._dataset.read(window=self._window(rows, cols))
-        return values
+        bands, height, width = self.shape
+        out = np.empty((bands, rows.stop - rows.start, cols.stop - cols.start), self.dtype)
+        for band, plane in enumerate(out):
+            for row, line in enumerate(plane, start=band * height + rows.start):
+                start = (row * width + cols.start) * self.dtype.itemsize
+                if os.preadv(self._file.fileno(), [line], start) != line.nbytes:
+                    raise OSError(f"{self._path} is shorter than it was")
+        return out
 
     def write(self, rows: slice, cols: slice, values: Array) -> None:
         """Store the pixels of a window."""
-        with self._lock:
-            self._dataset.write(values, window=self._window(rows, cols))
+        _, height, width = self.shape
+        for band, plane in enumerate(values):
+            start = (band * height + rows.start) * width
+            if (cols.start, cols.stop) == (0, width):
+                self._put(plane, start)
+                continue
+            for row, line in enumerate(plane):
+                self._put(line, start + row * width + cols.start)
 
     def source(self) -> str:
-        """Path of the file; `close` first."""
-        return str(self._path)
+        """Name under which GDAL opens the level (needs ``GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE=ALL``)."""
+        bands, height, width = self.shape
+        size = self.dtype.itemsize
+        root = ET.Element("VRTDataset", {"rasterXSize": str(width), "rasterYSize": str(height)})
+        for band in range(bands):
+            attributes = {"dataType": gdal_type(self.dtype), "band": str(band + 1), "subClass": "VRTRawRasterBand"}
+            element = ET.SubElement(root, "VRTRasterBand", attributes)
+            ET.SubElement(element, "SourceFilename", {"relativetoVRT": "0"}).text = str(self._path.resolve())
+            parts = {"ImageOffset": band * height * width * size, "PixelOffset": size, "LineOffset": width * size}
+            for tag, number in parts.items():
+                ET.SubElement(element, tag).text = str(number)
+            ET.SubElement(element, "ByteOrder").text = "LSB" if sys.byteorder == "little" else "MSB"
+        return ET.tostring(root, encoding="unicode")
 
     def close(self) -> None:
-        """Flush to disk; nothing can be read or written afterwards."""
-        with self._lock:
-            self._dataset.close()
+        """Give the file handle back; GDAL opens its own."""
+        self._file.close()
 
 
 def overview_shapes(height: int, width: int, smallest: int = BLOCK) -> list[tuple[int, int]]:
