@@ -44,7 +44,7 @@ def test_using_a_lazy_name_loads_its_room_only():
 
 
 def test_the_accessor_is_there_once_a_cube_can_be():
-    for code in ("geoeco.open_cube", "geoeco.cubes", "geoeco.phenology", "import geoeco.accessor"):
+    for code in ("geoeco.Recipe", "geoeco.open_cube", "geoeco.cubes", "geoeco.phenology", "import geoeco.accessor"):
         modules_after(f"import geoeco; {code}; import xarray; assert hasattr(xarray.Dataset(), 'geoeco'), {code!r}")
 
 
