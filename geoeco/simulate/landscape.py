@@ -38,9 +38,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 #: Metres in one degree on the sphere of the ground's own coordinates; any constant would do, both tiles share it.
 METRES_PER_DEGREE = 111_320.0
 
-#: Days by which the southern world runs ahead of the northern one: half a year less two weeks, so that the main
-#: season crosses 1 January while no peak comes so near to it that a patch's year of peak would be left to chance.
-SOUTHERN_SHIFT_DAYS = -166.0
+#: Days by which the southern world runs ahead of the northern one: half a year less two weeks, so that seasons cross
+#: 1 January (grassland peaks before it, deciduous forest after it) while no peak comes so near to it that a patch's
+#: year of peak would be left to chance.
+SOUTHERN_SHIFT_DAYS = -168.0
 
 #: Dates vary in steps of a quarter day, so that pixels share a finite table of exactly known curves.
 SHIFT_STEP_DAYS = 0.25
@@ -88,7 +89,7 @@ COVERS: tuple[Cover, ...] = (
         "deciduous",
         (51, 120, 44),
         0.20,
-        (Cycle(0.46, 130, 0.055, 255, 0.045),),
+        (Cycle(0.46, 136, 0.055, 261, 0.045),),
         (0.03, 0.04, 0.06, 0.07, 0.10, 0.14, 0.16, 0.18, 0.20, 0.21, 0.24, 0.17),
         (0.02, 0.025, 0.055, 0.03, 0.09, 0.28, 0.38, 0.42, 0.44, 0.44, 0.20, 0.09),
     ),
@@ -106,7 +107,7 @@ COVERS: tuple[Cover, ...] = (
         "grassland",
         (160, 210, 90),
         0.27,
-        (Cycle(0.30, 105, 0.06, 215, 0.05),),
+        (Cycle(0.30, 95, 0.06, 200, 0.05),),
         (0.04, 0.05, 0.08, 0.09, 0.13, 0.20, 0.23, 0.25, 0.27, 0.28, 0.28, 0.20),
         (0.025, 0.035, 0.075, 0.045, 0.11, 0.30, 0.38, 0.40, 0.42, 0.42, 0.24, 0.13),
     ),

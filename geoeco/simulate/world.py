@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -49,10 +50,11 @@ __all__ = ["S2World", "WorldSettings", "write_s2_world"]
 #: Counts up whenever the same settings give other bytes.
 WORLD_VERSION = 1
 COLLECTION = "sentinel-2-l2a"
+_DRAFT = "catalog.json.part"
 _LOCATIONS = {"north": (6.0, 50.8), "south": (150.0, -34.6)}
-#: Imagery starts on 1 August of the year before the first product year and ends on 31 March of the year after the
+#: Imagery starts on 1 August of the year before the first product year and ends on 30 April of the year after the
 #: last one, so that the cycles that peak in the product years are seen whole in either hemisphere.
-_FIRST, _LAST = "08-01", "03-31"
+_FIRST, _LAST = "08-01", "04-30"
 
 
 @dataclass(frozen=True)
@@ -227,7 +229,7 @@ def write_s2_world(
     size : int
         Pixels of 10 m per side of each of the two tiles, a multiple of 6.
     years : int
-        Product years with complete truth. Imagery runs from 1 August before the first to 31 March after the last.
+        Product years with complete truth. Imagery runs from 1 August before the first to 30 April after the last.
     hemisphere : {"north", "south"}
         In the south the main season crosses 1 January.
     clouds : float
@@ -313,6 +315,9 @@ def _is_whole(folder: Path, settings: WorldSettings) -> bool:
 
 def _write(folder: Path, settings: WorldSettings, workers: int, progress: Callable[[int, int], None] | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
+    for left_over in (COLLECTION, "truth"):  # of this very world, unfinished: its marker was checked
+        shutil.rmtree(folder / left_over, ignore_errors=True)
+    (folder / _DRAFT).unlink(missing_ok=True)
     (folder / "world.json").write_text(_marker(settings), encoding="utf-8")
     world = S2World(settings)
     tasks = [(acquisition, tile) for acquisition in world.acquisitions for tile in world.tiles]
@@ -571,7 +576,7 @@ def _save(folder: Path, catalog: pystac.Catalog) -> Path:
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     sizes = [f"{name},{(folder / name).stat().st_size}" for name in names if name != "truth/files.csv"]
     (folder / "truth" / "files.csv").write_text("\n".join(["path,bytes", *sizes]) + "\n", encoding="utf-8")
-    draft = folder / "catalog.json.part"
+    draft = folder / _DRAFT
     catalog.save_object(include_self_link=False, dest_href=str(draft))
     draft.replace(root)
     return root
