@@ -393,17 +393,23 @@ def radiometry(item: pystac.Item, band: str | None = None) -> Radiometry:
 #: Bands that `verify_radiometry` looks at: three in which vegetation and shadow are dark, three in which water is.
 VERIFICATION_BANDS: tuple[str, ...] = ("B02", "B03", "B04", "B8A", "B11", "B12")
 _VISIBLE, _INFRARED = VERIFICATION_BANDS[:3], VERIFICATION_BANDS[3:]
-#: The darkest half per cent of a band stands for its dark targets.
-_DARK_PERCENTILE = 0.5
-#: With the offset in, this is a reflectance of -0.015: not reached by half a per cent of a scene.
-_BELOW_ANY_OFFSET = 850.0
-#: With the offset in, dark targets lie between a reflectance of -0.01 and 0.06.
-_DARK_WITH_OFFSET = (900.0, 1600.0)
+#: The darkest per cent of a band stands for its dark targets, the darkest quarter per cent for the few that are left
+#: under a sky nearly full of cloud.
+_DARK_PERCENTILES = (1.0, 0.25)
+#: With the offset in, these are reflectances of -0.03 and -0.04: not reached by such shares of a scene.
+_BELOW_ANY_OFFSET = (700.0, 600.0)
+#: With the offset in, dark targets lie from here on, noise included ...
+_LEAST_WITH_OFFSET = (750.0, 650.0)
+#: ... to here.
+_DARK_WITH_OFFSET = 1600.0
+#: A few pixels can show that there is no offset ...
 _FEWEST_PIXELS = 200
+#: ... but only a scene large enough to have dark targets can show that there is one.
+_ENOUGH_PIXELS = 5_000
 
 
-def _dark_value(dn: npt.NDArray[Any], nodata: int) -> float | None:
-    """Digital number of a band's dark targets; None where too few pixels are valid."""
+def _dark_values(dn: npt.NDArray[Any], nodata: int) -> tuple[float, float, int] | None:
+    """Digital numbers of a band's dark targets and its number of valid pixels; None where these are too few."""
     valid = np.asarray(dn) != nodata
     if valid.ndim == 2 and not valid.all():
         # overviews made without a nodata value mix zeros into the pixels beside them
@@ -414,7 +420,10 @@ def _dark_value(dn: npt.NDArray[Any], nodata: int) -> float | None:
         inner[:, :-1] &= valid[:, 1:]
         valid = inner
     values = np.asarray(dn)[valid]
-    return None if values.size < _FEWEST_PIXELS else float(np.percentile(values, _DARK_PERCENTILE))
+    if values.size < _FEWEST_PIXELS:
+        return None
+    dark, darkest = np.percentile(values, _DARK_PERCENTILES)
+    return float(dark), float(darkest), values.size
 
 
 def verify_radiometry(
@@ -442,28 +451,35 @@ def verify_radiometry(
 
     Notes
     -----
-    With the offset in, digital numbers start at about 1000. If the darkest half per cent of any band lies below
-    850, there is none. If those of every band lie above 900, and those of two visible and one infrared band below
-    1600, then the scene has dark targets (water, shadow, dense vegetation) and they are 1000 too high. Otherwise
-    (desert, full cloud, snow) the pixels cannot tell.
+    With the offset in, digital numbers start at about 1000. If the darkest per cent of any band lies below 700,
+    or its darkest quarter per cent below 600, there is none. If those of every band lie above 750 and 650, and the
+    darkest per cent of two visible and one infrared band below 1600, then the scene has dark targets (water, shadow,
+    dense vegetation) and they are 1000 too high. Otherwise (desert, full cloud, snow, or fewer than 5,000 pixels) the
+    pixels cannot tell.
 
     Bands that the item lacks are left out.
     """
     metadata = radiometry(item) if metadata is None else metadata
-    dark: dict[str, float] = {}
     held = set(bands_of(item))
-    for band in VERIFICATION_BANDS:
-        if band in held and (value := _dark_value(read(band), metadata.nodata)) is not None:
-            dark[band] = value
-    figures = ", ".join(f"{band} {value:.0f}" for band, value in dark.items()) or "too few valid pixels"
-    removed = any(value < _BELOW_ANY_OFFSET for value in dark.values())
+    dark = {
+        band: values
+        for band in VERIFICATION_BANDS
+        if band in held and (values := _dark_values(read(band), metadata.nodata)) is not None
+    }
+    figures = ", ".join(f"{band} {values[0]:.0f}" for band, values in dark.items()) or "too few valid pixels"
+    removed = any(
+        low < limit for values in dark.values() for low, limit in zip(values, _BELOW_ANY_OFFSET, strict=False)
+    )
 
     def dark_bands(names: Sequence[str]) -> int:
-        return sum(_DARK_WITH_OFFSET[0] <= dark[name] <= _DARK_WITH_OFFSET[1] for name in names if name in dark)
+        return sum(name in dark and dark[name][0] <= _DARK_WITH_OFFSET for name in names)
 
     still_in = (
-        bool(dark)
-        and min(dark.values()) >= _DARK_WITH_OFFSET[0]
+        not removed
+        and all(
+            low >= limit for values in dark.values() for low, limit in zip(values, _LEAST_WITH_OFFSET, strict=False)
+        )
+        and all(values[2] >= _ENOUGH_PIXELS for values in dark.values())
         and dark_bands(_VISIBLE) >= 2
         and dark_bands(_INFRARED) >= 1
     )
