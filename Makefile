@@ -77,10 +77,10 @@ $(BIN)/python:
 # The stamps go stale when pyproject.toml or constraints.txt change; the extras bring the base with them.
 $(BASE): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing geoeco into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
 	@touch $@
 
 $(ALL): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing geoeco with all extras into $(VENV) (several GB, mostly torch)"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]"
+	@$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[all]"
 	@touch $(BASE) $@

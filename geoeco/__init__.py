@@ -18,9 +18,9 @@ __all__ = ["Recipe", "__version__", "open_catalog", "open_cube"]
 
 __version__ = "0.1.0"
 
-#: Where the public names live.
+#: What to import for each public name; it lives in the last of these. The accessor comes with all that gives cubes.
 _NAMES = {
-    "Recipe": ("geoeco.steps",),
+    "Recipe": ("geoeco.accessor", "geoeco.steps"),
     "open_catalog": ("geoeco.catalog",),
     "open_cube": ("geoeco.accessor", "geoeco.cubes"),
 }
