@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from geoeco.engine import Registry
+from geoeco.steps.chips import ChipsVerb
 from geoeco.steps.cog import CogVerb
 from geoeco.steps.cube import CubeVerb
 from geoeco.steps.layers import Layer, RasterVerb
 from geoeco.steps.seasons import SeasonsVerb
+from geoeco.steps.windows import WindowsVerb
 
 __all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
 
 registry = Registry()
-for _verb in (CubeVerb, SeasonsVerb, CogVerb):
+for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, CogVerb):
     registry.register(_verb)
 registry.load_entry_points()
 

@@ -6,31 +6,22 @@ writes one block each. Settings and bookkeeping only; the pixels are the busines
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pystac
-import rasterio
 import shapely
 from odc.geo.crs import CRS
 from pydantic import Field, field_validator
 
-from geoeco.catalog import area_lonlat, asset_for, footprint, sign
-from geoeco.cubes import block_memory_bytes, gdal_settings, open_cube, solar_days, template, write_block
-from geoeco.cubes.reading import opened
+from geoeco.catalog import area_lonlat
+from geoeco.cubes import block_memory_bytes, open_cube, solar_days, template, write_block
 from geoeco.engine import Dropped, PlanContext, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult, Verb
-from geoeco.errors import CatalogError, InputError, ReadError
+from geoeco.errors import InputError
 from geoeco.sensors import sentinel2
-from geoeco.steps.layers import digest_of
+from geoeco.steps.radiometry import RadiometryMode, known_bands, outline, radiometry_tasks, settle, settled, signing
 
 __all__ = ["CubeSettings", "CubeVerb", "cube_store"]
-
-#: Scenes whose radiometry one task settles.
-SCENES_PER_TASK = 50
 
 
 class CubeSettings(StepSettings):
@@ -46,7 +37,7 @@ class CubeSettings(StepSettings):
     dilate_m: float = Field(
         sentinel2.DILATION_RADIUS_M, ge=0, le=1000, description="metres by which cloud and shadow are grown"
     )
-    radiometry: Literal["untrusted", "always", "never"] = Field(
+    radiometry: RadiometryMode = Field(
         "untrusted", description="which scenes' own pixels are asked whether the offset of baseline 04.00 is in them"
     )
     on_bad_scene: Literal["drop", "fail"] = Field("drop", description="whether a block goes on without a bad scene")
@@ -54,13 +45,7 @@ class CubeSettings(StepSettings):
     @field_validator("bands")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        known = [name for name in sentinel2.BANDS if name != "B10"]
-        for band in value:
-            if band not in known:
-                raise ValueError(f"there is no band {band!r}; bands: {', '.join(known)}")
-        if len(set(value)) != len(value):
-            raise ValueError("a band is named twice")
-        return value
+        return known_bands(value)
 
 
 class CubeVerb(Verb):
@@ -77,22 +62,10 @@ class CubeVerb(Verb):
         """Radiometry in batches of scenes, then one task for each block that has any."""
         if context.geobox is None or not context.items:
             raise InputError("a cube needs imagery", where=f"step {settings.step}", what_to_do="give inputs.imagery")
-        batches = [context.items[i : i + SCENES_PER_TASK] for i in range(0, len(context.items), SCENES_PER_TASK)]
-        scenes: dict[str, str] = {}
-        first = []
-        for number, batch in enumerate(batches):
-            task = Task(
-                f"{settings.step}/radiometry/{number:04d}",
-                payload={"sign": _signing(context)},
-                memory_bytes=64 * 2**20,
-                bytes_in=len(batch) * len(sentinel2.VERIFICATION_BANDS) * 2 * 512**2,
-                items=tuple(item.id for item in batch),
-            )
-            scenes.update(dict.fromkeys(task.items, task.id))
-            first.append(task)
+        first, task_of = radiometry_tasks(settings.step, settings.radiometry, context)
         days = solar_days(context.items, context.geobox)
         own = [_in_crs(item, context.geobox.crs) for item in context.items]
-        outlines = [_outline(item) for item in context.items]
+        outlines = [outline(item) for item in context.items]
         tree = shapely.STRtree(outlines)
         blocks = []
         for block in context.blocks:
@@ -109,9 +82,9 @@ class CubeVerb(Verb):
                         "y": list(block.y),
                         "x": list(block.x),
                         "days": [str(days[0]), str(days[-1]), len(days)],
-                        "sign": _signing(context),
+                        "sign": signing(context),
                     },
-                    depends=tuple(dict.fromkeys(scenes[name] for name in items)),
+                    depends=tuple(dict.fromkeys(task_of[name] for name in items)),
                     memory_bytes=block_memory_bytes(
                         len(days), (rows, cols), n_items=len(items), other_crs=not all(own[i] for i in touched)
                     ),
@@ -121,7 +94,7 @@ class CubeVerb(Verb):
                     items=items,
                 )
             )
-        return Stage("radiometry", tuple(first), needs_all=False), Stage("blocks", tuple(blocks), needs_all=False)
+        return Stage("radiometry", first), Stage("blocks", tuple(blocks))
 
     def prepare(self, settings: CubeSettings, context: RunContext) -> None:
         """Write the cube's metadata."""
@@ -139,22 +112,18 @@ class CubeVerb(Verb):
     def run(self, settings: CubeSettings, task: Task, context: TaskContext) -> TaskResult:
         """Settle the radiometry of some scenes, or write one block."""
         if task.stage == "radiometry":
-            return _settle(settings, task, context)
+            return settle(task, context)
         geobox = context.geobox
         assert geobox is not None, "plan has checked the grid"
-        settled: dict[str, sentinel2.Radiometry] = {}
-        for record in context.upstream.values():
-            for name, found in record["stats"]["radiometry"].items():
-                settled[name] = sentinel2.Radiometry(**found)
-        wanted = {item.id: settled[item.id] for item in context.items_for(task) if item.id in settled}
+        items = context.items_for(task)
         record = write_block(
             context.store.url(cube_store(context.folder)),
-            context.items_for(task),
+            items,
             geobox,
             tuple(task.payload["y"]),
             tuple(task.payload["x"]),
             mask={"masked": settings.masked, "radius_m": settings.dilate_m},
-            radiometry=wanted,
+            radiometry=settled(items, context.upstream),
             sign=task.payload["sign"],
             on_bad_scene=settings.on_bad_scene,
         )
@@ -177,51 +146,6 @@ class CubeVerb(Verb):
 def cube_store(step: str) -> str:
     """Name of a cube step's store in the run folder."""
     return f"{step}/cube.zarr"
-
-
-def _signing(context: PlanContext) -> str | None:
-    return context.recipe.inputs.imagery.sign if context.recipe.inputs.imagery else None
-
-
-def _settle(settings: CubeSettings, task: Task, context: TaskContext) -> TaskResult:
-    """Settle what the digital numbers of scenes mean: by metadata and, where those are doubtful, by pixels."""
-    settled: dict[str, dict[str, Any]] = {}
-    dropped: list[Dropped] = []
-    for item in context.items_for(task):
-        how = sentinel2.radiometry(item)
-        if settings.radiometry == "always" or (settings.radiometry == "untrusted" and not how.trusted):
-            try:
-                how = sentinel2.verify_radiometry(item, _reader(item, task.payload["sign"]), metadata=how)
-            except ReadError as error:
-                # the blocks that need the scene will miss the asset too; this record is made again on resume
-                dropped.append(Dropped(item.id, "", error.code, f"{error.what} ({error.where})"))
-        settled[item.id] = asdict(how)
-    return TaskResult(
-        digest=digest_of([json.dumps(settled, sort_keys=True)]),
-        dropped=tuple(dropped),
-        stats={"radiometry": settled},
-    )
-
-
-def _reader(item: pystac.Item, method: str | None) -> Callable[[str], npt.NDArray[Any]]:
-    def read(band: str) -> npt.NDArray[Any]:
-        href = sign(asset_for(item, band).href, method)
-        with rasterio.Env(**gdal_settings()), opened(href, where=f"item {item.id}, asset {band}") as raster:
-            return raster.coarse()
-
-    return read
-
-
-def _outline(item: pystac.Item) -> shapely.Geometry:
-    """Envelope of an item's footprint, piece by piece: footprints in catalogues are drawn roughly."""
-    found = footprint(item)
-    if found is None:
-        raise CatalogError(
-            "an item has neither geometry nor bbox",
-            where=f"item {item.id}",
-            what_to_do="repair the catalogue, or leave the item out",
-        )
-    return shapely.MultiPolygon([shapely.box(*part.bounds) for part in shapely.get_parts(found.geom)])
 
 
 def _in_crs(item: pystac.Item, crs: CRS | None) -> bool:
