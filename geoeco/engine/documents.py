@@ -85,8 +85,9 @@ def parse_yaml(text: str, source: str = "<text>") -> Document:
     """
     if len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise RecipeError(f"the file is larger than {MAX_BYTES:,} bytes", where=source, what_to_do="is it a recipe?")
-    loader = yaml.SafeLoader(text)
+    loader = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         builder = _Builder(loader, source)
         data = None if node is None else builder.build(node, ())
@@ -105,7 +106,8 @@ def parse_yaml(text: str, source: str = "<text>") -> Document:
     except ValueError as error:  # for example the date 2019-02-31
         raise RecipeError(f"not a valid value: {error}", where=source) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return Document(data, builder.lines, source)
 
 

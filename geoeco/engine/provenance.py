@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -35,6 +36,11 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str]:
     """Versions of Python, GDAL, PROJ and the packages of `PACKAGES` that are installed."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -46,9 +52,10 @@ def package_versions() -> dict[str, str]:
 
     versions["gdal"] = str(rasterio.__gdal_version__)
     versions["proj"] = str(pyproj.proj_version_str)
-    return versions
+    return tuple(versions.items())
 
 
+@functools.cache
 def geoeco_revision() -> str | None:
     """Git revision of geoeco where it runs from a checkout; ``+changes`` if files differ from it."""
     root = Path(__file__).resolve().parents[2]

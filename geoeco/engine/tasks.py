@@ -63,8 +63,7 @@ def run_task(call: TaskCall) -> dict[str, Any] | Fault:
 def _recorded(call: TaskCall) -> dict[str, Any]:
     ledger = Ledger(call.context.store)
     known = ledger.read(call.task.id)
-    is_same = known is not None and known["key"] == call.key and bool(known.get("digest"))
-    if known is not None and is_same and (known["state"] == "done" or known.get("session") == call.session):
+    if known is not None and known["key"] == call.key and known.get("session") == call.session and known.get("digest"):
         return known  # a worker died after writing the record and before saying so
     scratch = tempfile.mkdtemp(prefix="geoeco-")
     started = time.perf_counter()
