@@ -264,7 +264,7 @@ def points_table(
     Returns
     -------
     geopandas.GeoDataFrame
-        EPSG:4326, point geometries, a fresh index; the source's other columns kept; ``attrs["dropped"]`` holds how
+        EPSG:4326, point geometries with longitudes in -180..180 (180 itself becomes -180), a fresh index; the source's other columns kept; ``attrs["dropped"]`` holds how
         many rows were left out and why.
 
     Raises
@@ -308,6 +308,9 @@ def points_table(
         keep &= ~hit
     import pandas as pd
 
+    if table_crs.geographic:
+        # 180 and -180 are one meridian, 355 and -5 another
+        x = np.where(x >= 180, x - 360, x)
     again = np.zeros(len(x), dtype=bool)
     again[keep] = pd.DataFrame({"x": x[keep], "y": y[keep]}).duplicated().to_numpy()
     if again.any() and duplicates != "keep":
