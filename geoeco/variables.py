@@ -15,7 +15,7 @@ import xarray as xr
 
 from geoeco.errors import InputError
 
-__all__ = ["EPOCH", "KINDS", "Kind", "describe", "nodata_for", "overview_resampling", "resampling", "kind_of"]
+__all__ = ["EPOCH", "KINDS", "Kind", "describe", "kind_of", "nodata_for", "overview_resampling", "resampling"]
 
 Kind = Literal["class", "continuous", "count", "angle", "date"]
 KINDS: tuple[str, ...] = get_args(Kind)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REAL_DATA_HINT = (
-    "set GEOECO_REAL_DATA to a folder with the sample sets named in docs/real-data.md (public data; each test says which)"
+    "set GEOECO_REAL_DATA to a folder with the samples that docs/real-data.md names (public data; each test says which)"
 )
 
 
