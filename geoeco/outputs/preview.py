@@ -222,8 +222,7 @@ def _draw_values(figure: Figure, axes: Axes, raster: dict[str, Any], band: int) 
     kind = raster["kind"]
     low, high = display_range(kind, raster["units"], _statistics(raster, band), raster["scale"], raster["offset"])
     stops = colour_stops(kind, low, high)
-    ramp = LinearSegmentedColormap.from_list(kind, [colour for _, colour, _ in stops])
-    ramp.set_bad(_MISSING)
+    ramp = LinearSegmentedColormap.from_list(kind, [colour for _, colour, _ in stops]).with_extremes(bad=_MISSING)
     plane = raster["values"][band - 1].astype(np.float64) * raster["scale"] + raster["offset"]
     image = axes.imshow(plane, cmap=ramp, vmin=low, vmax=high, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02)
