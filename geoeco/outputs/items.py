@@ -1,7 +1,8 @@
 """The STAC item beside a set of outputs: where it lies, when it holds, what it was made from.
 
-One item per output set; each file is an asset with its exact statistics, classes, size and checksum, sidecars
-included. Links are relative, so the folder can be moved; times are those of the data, never of the clock.
+One item per output set; each file is an asset with its statistics, classes, size and checksum, sidecars included.
+Statistics are those of every pixel, from the records; nothing is sampled again. Links are relative, so the folder can
+be moved; times are those of the data, never of the clock.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from urllib.parse import urlsplit
 
 import pystac
 import rasterio
+from odc.geo.crs import CRS
+from odc.geo.geom import box
 from pystac.extensions.classification import Classification, ClassificationExtension
 from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, RasterBand, RasterExtension, Sampling, Statistics
-from rio_stac.stac import get_dataset_geom
+from shapely.geometry import mapping
+from shapely.geometry.base import BaseGeometry
 
+from geoeco.catalog import area_lonlat
 from geoeco.errors import InputError, OutputError
 from geoeco.outputs.cog import CogRecord, WrittenFile
 from geoeco.outputs.pyramid import rounded
 
 __all__ = ["write_item"]
 
-# points per edge, as GDAL takes for the bounds of a projected raster
-_DENSIFY = 21
 # about a centimetre
 _DECIMALS = 7
 _SHA256_MULTIHASH = "1220"
@@ -87,11 +90,10 @@ def write_item(
     if end < start:
         raise InputError(f"the period {start.isoformat()} .. {end.isoformat()} ends before it begins", where=str(path))
     grid = _common_grid(assets)
-    footprint, bbox = grid["footprint"]
     item = pystac.Item(
         id=id or path.stem,
-        geometry=footprint,
-        bbox=bbox,
+        geometry=grid["geometry"],
+        bbox=grid["bbox"],
         datetime=start if start == end else None,
         start_datetime=None if start == end else start,
         end_datetime=None if start == end else end,
@@ -137,14 +139,18 @@ def _common_grid(assets: Mapping[str, CogRecord]) -> dict[str, Any]:
             with rasterio.open(record.path) as src:
                 own = {"shape": src.shape, "transform": tuple(src.transform), "crs": src.crs}
                 if not grid:
-                    found = get_dataset_geom(src, densify_pts=_DENSIFY, precision=_DECIMALS)
+                    left, bottom, right, top = src.bounds
+                    crs = CRS(src.crs.to_wkt(version="WKT2_2019"))
+                    outline = area_lonlat(box(left, bottom, right, top, crs))
+                    geometry = mapping(outline)
                     epsg = src.crs.to_epsg()
                     grid = {
                         **own,
                         "bounds": tuple(src.bounds),
                         "code": None if epsg is None else f"EPSG:{epsg}",
                         "wkt2": src.crs.to_wkt(version="WKT2_2019"),
-                        "footprint": (found["footprint"], _lonlat_bbox(found["footprint"])),
+                        "geometry": {**geometry, "coordinates": _rounded(geometry["coordinates"])},
+                        "bbox": _lonlat_bbox(outline),
                     }
         except rasterio.errors.RasterioError as error:
             raise OutputError(f"asset {key!r} cannot be read: {error}", where=str(record.path)) from error
@@ -155,17 +161,20 @@ def _common_grid(assets: Mapping[str, CogRecord]) -> dict[str, Any]:
     return grid
 
 
-def _lonlat_bbox(footprint: Mapping[str, Any]) -> list[float]:
+def _lonlat_bbox(outline: BaseGeometry) -> list[float]:
     """Box of a footprint; west > east where it crosses the antimeridian (RFC 7946, section 5.2)."""
-    polygons = footprint["coordinates"] if footprint["type"] == "MultiPolygon" else [footprint["coordinates"]]
-    rings = [polygon[0] for polygon in polygons]
-    lats = [point[1] for ring in rings for point in ring]
-    west = [point[0] for ring in rings for point in ring if min(p[0] for p in ring) >= 0]
-    east = [point[0] for ring in rings for point in ring if max(p[0] for p in ring) <= 0]
-    if len(rings) > 1 and west and east and max(west) == 180.0 and min(east) == -180.0:
-        return [min(west), min(lats), max(east), max(lats)]
-    lons = [point[0] for ring in rings for point in ring]
-    return [min(lons), min(lats), max(lons), max(lats)]
+    west, south, east, north = (round(edge, _DECIMALS) for edge in outline.bounds)
+    pieces = [piece.bounds for piece in getattr(outline, "geoms", [outline])]
+    if len(pieces) > 1 and (west, east) == (-180.0, 180.0):
+        west = round(min(piece[0] for piece in pieces if piece[0] > -180), _DECIMALS)
+        east = round(max(piece[2] for piece in pieces if piece[2] < 180), _DECIMALS)
+    return [west, south, east, north]
+
+
+def _rounded(coordinates: Any) -> Any:
+    if isinstance(coordinates, float):
+        return round(coordinates, _DECIMALS)
+    return [_rounded(part) for part in coordinates]
 
 
 def _add_raster(item: pystac.Item, key: str, record: CogRecord, folder: Path) -> None:
