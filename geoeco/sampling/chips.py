@@ -93,6 +93,8 @@ class ChipSettings:
 
 #: Position of a location in its group, and of a season.
 Slot = tuple[int, int]
+#: Chips ``(season, location, band, y, x)`` and scene classes ``(season, location, y, x)``.
+Buffers = tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -155,22 +157,30 @@ class ChipReader:
         """Number of locations."""
         return len(self.candidates.places)
 
-    def read(self, seasons: Sequence[int]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    def buffers(self, seasons: int) -> Buffers:
+        """Make arrays for so many seasons of all locations, to be used again and again."""
+        size, bands = self.settings.size, len(self.settings.bands)
+        shape = (seasons, self.count)
+        return np.empty((*shape, bands, size, size), np.int16), np.empty((*shape, size, size), np.uint8)
+
+    def read(self, seasons: Sequence[int], buffers: Buffers | None = None) -> Buffers:
         """Read chips ``(season, location, band, y, x)`` and classes ``(season, location, y, x)`` of all locations.
 
         Each block of each file is decoded once. Where a file cannot be read, or a chip turns out to lack pixels, the
         next best image takes its place.
         """
-        size, bands = self.settings.size, self.settings.bands
+        result = buffers if buffers is not None else self.buffers(len(seasons))
         slots = [(sample, season) for season in seasons for sample in range(self.count)]
-        chips = np.full((len(slots), len(bands), size, size), CHIP_NODATA, dtype=np.int16)
-        scl = np.zeros((len(slots), size, size), dtype=np.uint8)
+        chips = result[0].reshape(len(slots), *result[0].shape[2:])
+        scl = result[1].reshape(len(slots), *result[1].shape[2:])
         # of a location that will not be kept nothing is read
         open_slots = [
             i
             for i, slot in enumerate(slots)
             if isinstance(self.chosen[slot], int) and self._found(slot[0]) >= self.settings.min_seasons
         ]
+        for i in set(range(len(slots))) - set(open_slots):
+            chips[i], scl[i] = CHIP_NODATA, 0
         while open_slots:
             failed = self._read_slots(slots, open_slots, chips, scl)
             for i in open_slots:
@@ -188,8 +198,7 @@ class ChipReader:
                     self.valid[(sample, season)] = part
             self.banned |= {(sample, scene) for scene in failed for sample in range(self.count)}
             open_slots = self._choose_again([i for i in open_slots if slots[i] not in self.valid], slots, chips, scl)
-        shape = (len(seasons), self.count)
-        return chips.reshape(*shape, *chips.shape[1:]), scl.reshape(*shape, *scl.shape[1:])
+        return result
 
     def _found(self, sample: int) -> int:
         """Count the seasons of a location that have an image."""
@@ -261,7 +270,8 @@ class ChipReader:
                 how = self.given.get(scene.item.id) or sentinel2.radiometry(scene.item, job.band)
                 table = sentinel2.reflectance_table(how, "int16")
                 for index, pixels in read_patches(raster, boxes, resampling="bilinear", nodata=how.nodata):
-                    np.take(table, pixels, out=chips[job.chips[index][0], band])
+                    # every uint16 is an index of the table: "clip" clips nothing and spares a copy
+                    np.take(table, pixels, out=chips[job.chips[index][0], band], mode="clip")
             finally:
                 raster.close()
 

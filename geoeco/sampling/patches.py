@@ -20,12 +20,18 @@ __all__ = ["read_patches"]
 
 #: Rows read at a time from files that are not tiled.
 _LEAST_ROWS = 256
+#: Blocks side by side that are asked for at once: one request where the file is remote, and still little memory.
+_MOST_BLOCKS = 4
 
 
 def _runs(columns: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """First and last (exclusive) index of each stretch of True."""
+    """First and last (exclusive) index of each stretch of True, long ones in parts."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], columns, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+    return [
+        (start, min(start + _MOST_BLOCKS, last))
+        for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+        for start in range(first, last, _MOST_BLOCKS)
+    ]
 
 
 def read_patches(

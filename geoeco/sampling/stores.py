@@ -58,13 +58,14 @@ def chips_memory(
 ) -> int:
     """Peak memory of `write_chips` for a group, bytes, above that of the idle process.
 
-    The chips of the seasons read at a time, their encoded form, and for each thread a row of blocks of 1024 pixels of
-    a tile with the windows cut from it.
+    The chips of the seasons read at a time, the encoded form of one, GDAL's cache, and for each thread some blocks of
+    1024 pixels with the windows that are being cut from them. `samples` are those of the whole group.
     """
     chip = size * size * (2 * bands + 1)
     window = samples * size * size * 2
-    row = 1024 * 10980 * 2
-    return int(seasons_at_a_time * samples * chip * 1.0 + samples * chip * 1.1 + threads * (row + window) + 64 * _MIB)
+    blocks = 4 * 1024 * 1024 * 2
+    # the encoded form of a season is held twice: as written, and as read back
+    return int((seasons_at_a_time + 2.2) * samples * chip + threads * (blocks + window) + 64 * _MIB)
 
 
 def chips_template(
@@ -141,7 +142,13 @@ def chips_template(
         },
     }
     for name, layout_of in arrays.items():
-        group.create_array(name, compressors=ZstdCodec(level=_LEVEL), overwrite=True, **layout_of)
+        half_made = group.get(name)
+        if half_made is None:
+            group.create_array(name, compressors=ZstdCodec(level=_LEVEL), **layout_of)
+        elif not isinstance(half_made, zarr.Array) or half_made.shards != layout_of["shards"]:
+            raise OutputError(
+                "a half-made store of chips of another layout is there", where=store, what_to_do="remove it first"
+            )
     # the layout comes last: a store without it is a half-made one and is completed by the next call
     group.attrs["geoeco_chips"] = layout
 
@@ -247,14 +254,14 @@ def write_chips(
             f"{count - reader.count} of the group's locations have no usable coordinates",
             what_to_do="clean the table first: points_from_table or check_locations",
         )
-    at_a_time = len(SEASONS)
-    while at_a_time > 1 and _fits(count, settings, at_a_time, threads) > memory_mib * _MIB:
-        at_a_time -= 1
+    # as many seasons at a time as fit, in passes of equal number that use the same arrays
+    at_a_time = next((n for n in (4, 2) if _fits(count, settings, n, threads) <= memory_mib * _MIB), 1)
+    buffers = reader.buffers(at_a_time)
     objects = Objects(_zarr(store))
     digest, written = hashlib.sha256(), 0
     for start in range(0, len(SEASONS), at_a_time):
-        seasons = range(start, min(start + at_a_time, len(SEASONS)))
-        chips, scl = reader.read(seasons)
+        seasons = range(start, start + at_a_time)
+        chips, scl = reader.read(seasons, buffers)
         for position, season in enumerate(seasons):
             for offset in range(0, count, per_shard):
                 part = slice(offset, min(offset + per_shard, count))
@@ -270,7 +277,6 @@ def write_chips(
                     )
                     written += bytes_written
                     digest.update(f"{name} {first + offset} {season} {text}".encode())
-        del chips, scl
     table = reader.table(first)
     digest.update(table.drop(columns="geometry").to_json(orient="records", date_format="iso").encode())
     body = _parquet(table)

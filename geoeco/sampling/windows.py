@@ -15,6 +15,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import odc.geo.xr  # noqa: F401 - registers the accessor
 import pandas as pd
 import xarray as xr
 from scipy.spatial import cKDTree
@@ -195,11 +196,11 @@ def _sites_from_metrics(
         raise InputError(
             f"the season metrics lack {', '.join(missing)}", what_to_do="give the result of geoeco.phenology.metrics"
         )
-    crs = metrics.rio.crs if hasattr(metrics, "rio") else None
+    crs = metrics.odc.crs
     if crs is None:
         raise GridError("the season metrics have no CRS", what_to_do='open them with decode_coords="all"')
-    points = locations.geometry.to_crs(crs)
-    unit = 1.0 if crs.is_projected else 1.0 / 111_320.0
+    points = locations.geometry.to_crs(str(crs))
+    unit = 1.0 if crs.projected else 1.0 / 111_320.0
     x, y = metrics["x"].to_numpy(), metrics["y"].to_numpy()
     half = patch_m / 2.0 * unit
     years = metrics.sizes["year"]
@@ -363,8 +364,8 @@ def season_windows(
         Season metrics as of `geoeco.phenology.metrics`, with dims (year, cycle, y, x): of each location the patch
         round it is used, each year by the circular median of its pixels. Or a table (or CSV or Parquet file) as
         drawn from MCD12Q2: ``lon, lat, year, Greenup_1, Maturity_1, Senescence_1, Dormancy_1``, optionally the same
-        with ``_2``, ``Peak_1``, ``EVI_Amplitude_1``, ``QA_Overall_1`` and ``name`` (or ``id``); dates in days since 1970-01-01,
-        fill 32767.
+        with ``_2``, ``Peak_1``, ``EVI_Amplitude_1``, ``QA_Overall_1`` and ``name`` (or ``id``); dates in days since
+        1970-01-01, fill 32767.
     locations : geopandas.GeoDataFrame, optional
         As `check_locations` takes them. By default the places of the table. A location takes its own dates from the
         place of the table that has its name, or that lies within `match_km`.
