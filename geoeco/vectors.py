@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import geopandas as gpd
     import pandas as pd
 
-__all__ = ["AreaSource", "PointSource", "area_of_interest", "points_table"]
+__all__ = ["AreaSource", "PointSource", "area_of_interest", "points_table", "read_table"]
 
 #: What `area_of_interest` reads.
 AreaSource = str | os.PathLike[str] | Sequence[float] | Mapping[str, Any] | Geometry
@@ -264,8 +264,8 @@ def points_table(
     Returns
     -------
     geopandas.GeoDataFrame
-        EPSG:4326, point geometries with longitudes in -180..180 (180 itself becomes -180), a fresh index; the source's other columns kept; ``attrs["dropped"]`` holds how
-        many rows were left out and why.
+        EPSG:4326, point geometries with longitudes in -180..180 (180 itself becomes -180), a fresh index; the source's
+        other columns kept; ``attrs["dropped"]`` holds how many rows were left out and why.
 
     Raises
     ------
@@ -278,7 +278,7 @@ def points_table(
     import geopandas as gpd
 
     where = str(source) if isinstance(source, str | os.PathLike) else "the table"
-    frame = _point_frame(source, layer)
+    frame = read_table(source, layer=layer)
     if len(frame) == 0:
         raise InputError("the table has no rows", where=where)
     if isinstance(frame, gpd.GeoDataFrame) and frame._geometry_column_name is not None and lon is None and lat is None:
@@ -403,7 +403,26 @@ def _coordinate(
     return values
 
 
-def _point_frame(source: PointSource, layer: str | None) -> pd.DataFrame:
+def read_table(source: PointSource, *, layer: str | None = None) -> pd.DataFrame:
+    """Read a table as it is, nothing checked but that it can be read.
+
+    Parameters
+    ----------
+    source : path, DataFrame or GeoDataFrame
+        As in `points_table`.
+    layer : str, optional
+        Layer of a file with several.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A GeoDataFrame where the source has geometries; with a fresh index.
+
+    Raises
+    ------
+    InputError
+        If it is missing or cannot be read.
+    """
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pystac
 from odc.geo.geom import Geometry
@@ -119,7 +120,7 @@ class Catalog(ABC):
         geometry : odc.geo.geom.Geometry, optional
             An area in any CRS, instead of `bbox`.
         period : tuple or str, optional
-            ``(start, end)``, both inclusive, either of them None; see `parse_period`.
+            ``(start, end)`` in UTC, both inclusive, either of them None; see `parse_period`.
         collections : sequence of str, optional
             Ids of collections.
         max_cloud_cover : float, optional
@@ -197,18 +198,11 @@ class Catalog(ABC):
 
     def _item(self, record: dict[str, Any], base: str) -> pystac.Item:
         """Turn a record into an item of the current STAC version, its assets absolute and checked."""
-        where = f"item {record.get('id')} in {base}"
         try:
-            if not isinstance(record["id"], str):
-                raise TypeError("its id is not text")
-            item = pystac.Item.from_dict({**record, "links": []}, href=base, migrate=True, preserve_dict=True)
+            # records are read anew for each search, so pystac may change them
+            item = pystac.Item.from_dict({**record, "links": []}, href=base, migrate=True, preserve_dict=False)
         except Exception as error:
-            raise CatalogError(
-                f"an item cannot be read: {type(error).__name__}: {error}",
-                where=where,
-                what_to_do="check it with a STAC validator",
-                code="catalog-item",
-            ) from error
+            raise _unreadable(f"{type(error).__name__}: {error}", record, base) from error
         item.clear_links()
         item.set_self_href(base)
         for key, asset in list(item.assets.items()):
@@ -216,7 +210,7 @@ class Catalog(ABC):
                 asset.href = self._policy.check(asset.href, base)
             except ValueError as error:
                 if is_raster(asset):
-                    raise self._policy.refuse(error, asset.href, f"asset {key} of {where}") from error
+                    raise self._policy.refuse(error, asset.href, f"asset {key} of item {item.id} in {base}") from error
                 # previews and documents are never read: they go rather than stop a search
                 del item.assets[key]
         return item
@@ -227,25 +221,24 @@ class StaticCatalog(Catalog):
 
     def __init__(self, href: str, record: dict[str, Any], policy: HrefPolicy, reader: _Reader) -> None:
         super().__init__(href, record, policy)
-        self._record = record
         self._reader = reader
 
     def _walk(self, names: tuple[str, ...] | None = None) -> Iterator[tuple[str, dict[str, Any], str, str]]:
         """Documents below this one, depth first: (kind, record, href, collection id). Each document is read once."""
         seen = {self.href}
-        stack: list[tuple[dict[str, Any] | str, str, str]] = [(self._record, self.href, "")]
+        stack = [(self.href, "")]
         while stack:
-            entry, href, collection = stack.pop()
-            record = self._reader.read(href) if isinstance(entry, str) else entry
+            href, collection = stack.pop()
+            record = self._reader.read(href)
             kind = _kind(record, href)
             if kind == "FeatureCollection":
                 features = record.get("features")
                 if not isinstance(features, list):
                     raise CatalogError("an ItemCollection without `features`", where=href, what_to_do="repair the file")
                 for feature in features:
-                    yield "Feature", _mapping(feature, href), href, collection
+                    yield "Feature", _feature(feature, href), href, collection
                 continue
-            yield kind, record, href, collection
+            yield kind, _feature(record, href) if kind == "Feature" else record, href, collection
             if kind == "Feature":
                 continue
             if kind == "Collection":
@@ -258,7 +251,7 @@ class StaticCatalog(Catalog):
 
     def _children(
         self, record: Mapping[str, Any], href: str, collection: str, seen: set[str], relations: tuple[str, ...]
-    ) -> list[tuple[str, str, str]]:
+    ) -> list[tuple[str, str]]:
         out = []
         for link in _links(record):
             if link.get("rel") not in relations:
@@ -269,7 +262,7 @@ class StaticCatalog(Catalog):
                 raise self._policy.refuse(error, str(link.get("href")), f"{link.get('rel')} link in {href}") from error
             if target not in seen:
                 seen.add(target)
-                out.append((target, target, collection))
+                out.append((target, collection))
         return out[::-1]
 
     def _records(self, wanted: Wanted) -> Iterator[tuple[dict[str, Any], str]]:
@@ -316,7 +309,7 @@ class ApiCatalog(Catalog):
         super().__init__(href, record, policy)
         with translated(href):
             self._client = pystac_client.Client.from_dict(record, href=href, migrate=True)
-        self._client._stac_io = reader.api
+        self._client._stac_io = reader.session(href)
         methods = {str(link.get("method", "GET")).upper() for link in _links(record) if link.get("rel") == "search"}
         self._method = "POST" if "POST" in methods else "GET"
 
@@ -331,7 +324,7 @@ class ApiCatalog(Catalog):
             asked["query"] = wanted.query
         with translated(f"search of {self.href}"):
             for record in self._client.search(method=self._method, **asked).items_as_dicts():
-                yield _mapping(record, self.href), _own_href(record, self.href)
+                yield _feature(record, self.href), _own_href(record, self.href)
 
     def collections(self) -> tuple[CollectionExtent, ...]:
         """List the collections with the extents that the API states."""
@@ -349,32 +342,79 @@ class ApiCatalog(Catalog):
 
 
 class _Reader:
-    """Reads JSON documents: paths, http(s) and object stores."""
+    """Reads JSON documents: paths, http(s) and object stores. Headers go to the host they were given for only."""
 
-    def __init__(self, headers: Mapping[str, str] | None) -> None:
+    def __init__(self, href: str, headers: Mapping[str, str] | None) -> None:
+        self._host = urlsplit(href).netloc
         self._headers = dict(headers or {})
-        self._api: StacApiIO | None = None
+        self._sessions: dict[bool, StacApiIO] = {}
 
-    @property
-    def api(self) -> StacApiIO:
-        if self._api is None:
+    def session(self, href: str) -> StacApiIO:
+        own = urlsplit(href).netloc == self._host
+        if own not in self._sessions:
             from pystac_client.stac_api_io import StacApiIO
 
-            self._api = StacApiIO(headers=self._headers, timeout=TIMEOUT, max_retries=2)
-        return self._api
+            headers = self._headers if own else {}
+            self._sessions[own] = StacApiIO(headers=headers, timeout=TIMEOUT, max_retries=2)
+        return self._sessions[own]
 
     def read(self, href: str) -> dict[str, Any]:
         with translated(href):
             if not is_remote(href):
                 text = Path(href).read_text(encoding="utf-8")
             elif href.startswith(("http://", "https://")):
-                text = self.api.read_text(href)
+                text = self.session(href).read_text(href)
             else:
                 import fsspec
 
                 with fsspec.open(href, "r", encoding="utf-8") as file:
                     text = file.read()
             return _mapping(json.loads(text), href)
+
+
+def _feature(record: object, href: str) -> dict[str, Any]:
+    """Check that a record has the shape of an item."""
+    found = _mapping(record, href)
+    if why := _misshapen(found):
+        raise _unreadable(why, found, href)
+    return found
+
+
+def _misshapen(record: Mapping[str, Any]) -> str:
+    """Say what in an item's JSON is not of the type that STAC gives it; empty where all is."""
+    optional_text = (str, type(None))
+    wanted: list[tuple[str, Any, tuple[type, ...]]] = [
+        ("id", record.get("id"), (str,)),
+        ("properties", record.get("properties"), (dict,)),
+        ("collection", record.get("collection"), optional_text),
+        ("geometry", record.get("geometry"), (dict, type(None))),
+        ("bbox", record.get("bbox"), (list, type(None))),
+        ("assets", record.get("assets"), (dict,)),
+    ]
+    assets = record.get("assets")
+    for key, asset in (assets if isinstance(assets, dict) else {}).items():
+        fields = asset if isinstance(asset, dict) else {}
+        wanted += [
+            (f"asset {key}", asset, (dict,)),
+            (f"href of asset {key}", fields.get("href"), (str,)),
+            (f"type of asset {key}", fields.get("type"), optional_text),
+            (f"roles of asset {key}", fields.get("roles"), (list, type(None))),
+        ]
+        wanted += [(f"a role of asset {key}", role, (str,)) for role in _list(fields.get("roles"))]
+    return next((f"{name} is {value!r:.40}" for name, value, types in wanted if not isinstance(value, types)), "")
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _unreadable(why: str, record: Mapping[str, Any], base: str) -> CatalogError:
+    return CatalogError(
+        f"an item cannot be read: {why}",
+        where=f"item {record.get('id')!s:.100} in {base}",
+        what_to_do="check it with a STAC validator",
+        code="catalog-item",
+    )
 
 
 def _mapping(record: object, href: str) -> dict[str, Any]:
@@ -401,7 +441,7 @@ def _kind(record: Mapping[str, Any], href: str) -> str:
 
 
 def _links(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [link for link in record.get("links") or [] if isinstance(link, dict)]
+    return [link for link in _list(record.get("links")) if isinstance(link, dict)]
 
 
 def _own_href(record: Mapping[str, Any], fallback: str) -> str:
@@ -453,7 +493,7 @@ def open_catalog(
         raise CatalogError(
             f"{text!r} cannot be opened: {error}", what_to_do="give a path or an http(s) address", code="catalog-href"
         ) from error
-    reader = _Reader(headers)
+    reader = _Reader(address, headers)
     record = reader.read(address)
     _kind(record, address)
     if _is_api(record):

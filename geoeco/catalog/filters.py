@@ -104,7 +104,7 @@ def interval_of(record: Mapping[str, Any]) -> tuple[dt.datetime, dt.datetime]:
     CatalogError
         If it has neither ``datetime`` nor ``start_datetime`` and ``end_datetime``, or they cannot be read.
     """
-    properties = record.get("properties") or {}
+    properties: Mapping[str, Any] = record.get("properties") or {}
     single = properties.get("datetime")
     first = single or properties.get("start_datetime")
     last = single or properties.get("end_datetime") or first

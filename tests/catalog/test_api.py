@@ -103,6 +103,21 @@ def test_headers_go_to_the_catalogue(five):
     assert all(headers.get("Authorization") == "Bearer secret" for *_, headers in five.requests)
 
 
+def test_headers_do_not_go_to_other_hosts(server, item, catalog_on_disk):
+    path = catalog_on_disk([item("a")])
+    server.folder = path.parent
+    other = server.url.replace("127.0.0.1", "localhost")
+    record = json.loads(path.read_text())
+    record["links"] = [{"rel": "child", "href": f"{other}/static/sentinel-2-l2a/collection.json"}]
+    path.write_text(json.dumps(record))
+    catalog = open_catalog(f"{server.url}/static/catalog.json", headers={"Authorization": "x"}, allow=[other])
+    assert len(catalog.search()) == 1
+    told = {path: "Authorization" in headers for _, path, _, headers in server.requests}
+    assert told["/static/catalog.json"]
+    assert not told["/static/sentinel-2-l2a/collection.json"]
+    assert not told["/static/sentinel-2-l2a/a/a.json"]
+
+
 @pytest.mark.parametrize("href", ["file:///etc/passwd", "/etc/passwd.tif", "/vsicurl/http://x/y.tif", "vrt://x.tif"])
 def test_an_api_cannot_name_files_of_this_machine(server, item, href):
     server.items = [item("evil", assets={"blue": {"href": href, "type": "image/tiff"}})]

@@ -6,10 +6,15 @@ import json
 import re
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from odc.geo.geom import Geometry, box
 
 from geoeco.catalog import ApiCatalog, StaticCatalog, open_catalog
-from geoeco.errors import CatalogError, GridError, InputError
+from geoeco.errors import CatalogError, GeoecoError, GridError, InputError
+from geoeco.sensors import sentinel2
+
+from .conftest import make_item
 
 
 def ids(items):
@@ -311,3 +316,44 @@ def test_catalogues_older_than_the_type_member_are_read(item, catalog_on_disk):
         file.write_text(json.dumps(record))
     assert ids(open_catalog(path).search()) == ["a"]
     assert not isinstance(open_catalog(path), ApiCatalog)
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "x", "2021-06-15T10:30:00Z", "../x"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["href", "type", "a"]), inner),
+    max_leaves=4,
+)
+PLACES = [
+    ("type",), ("id",), ("geometry",), ("geometry", "type"), ("geometry", "coordinates"), ("bbox",), ("properties",),
+    ("properties", "datetime"), ("properties", "eo:cloud_cover"), ("properties", "s2:processing_baseline"),
+    ("properties", "earthsearch:boa_offset_applied"), ("collection",), ("links",), ("stac_version",),
+    ("stac_extensions",), ("assets",), ("assets", "blue"), ("assets", "blue", "href"), ("assets", "blue", "type"),
+    ("assets", "blue", "roles"), ("assets", "blue", "eo:bands"), ("assets", "blue", "raster:bands"),
+    ("assets", "blue", "gsd"), ("assets", "blue", "proj:transform"),
+]  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(PLACES), ODD)
+def test_whatever_stands_in_an_item_it_is_read_or_refused_in_words(tmp_path, place, odd):
+    record = make_item("a", assets={"blue": {"href": "./B02.tif", "type": "image/tiff", "gsd": 10}})
+    holder = record
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = odd
+    path = tmp_path / "items.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [record]}))
+    try:
+        catalog = open_catalog(path)
+        catalog.describe()
+        for found in catalog.search(bbox=(5, 50, 6, 51), period="2021", max_cloud_cover=50) + catalog.search():
+            sentinel2.radiometry(found)
+            sentinel2.radiometry(found, "B02")
+            sentinel2.solar_day(found)
+            json.dumps(found.to_dict())
+    except GeoecoError:
+        pass
