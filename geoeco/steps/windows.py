@@ -50,6 +50,8 @@ class WindowsSettings(StepSettings):
     seasons: str | None = Field(None, description="name of the seasons step; the nearest one before when not given")
     table: str | None = Field(None, description="table of dates of the inputs, by name")
     max_distance_km: float = Field(500.0, ge=0, description="beyond this no neighbour lends its dates")
+    patch_m: float = Field(2640.0, gt=0, description="side of the patch whose seasons a place takes, metres")
+    worst_quality: int = Field(5, ge=1, le=9, description="cycles of a worse quality class are left out")
     min_width_d: float = Field(30.0, gt=0, le=180, description="narrower windows are widened to this many days")
 
     @model_validator(mode="after")
@@ -109,7 +111,12 @@ class WindowsVerb(Verb):
             if settings.dates == "seasons":
                 source = open_rasters(context.store.url(task.payload["store"]))
             windows = season_windows(
-                source, places, max_distance_km=settings.max_distance_km, min_width_d=settings.min_width_d
+                source,
+                places,
+                max_distance_km=settings.max_distance_km,
+                min_width_d=settings.min_width_d,
+                patch_m=settings.patch_m,
+                worst_quality=settings.worst_quality,
             )
         outputs = []
         for name, table in (("places", places), ("windows", windows)):
