@@ -49,7 +49,8 @@ class CollectionExtent:
     start, end : datetime or None
         Inclusive; None is open.
     bbox : tuple of float or None
-        West, south, east, north in degrees; west > east crosses the antimeridian.
+        West, south, east, north in degrees. Counted from items it spans all longitudes where these lie on both sides
+        of the antimeridian; stated by a catalogue, west > east crosses it.
     items : int or None
         Number of items, where they were counted.
     """

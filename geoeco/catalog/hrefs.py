@@ -49,8 +49,7 @@ _BAD_CHARACTERS = re.compile(r"[\x00-\x1f<>]")
 
 def is_remote(href: str) -> bool:
     """Whether an absolute href names something that is not a file of this machine."""
-    found = _SCHEME.match(href)
-    return bool(found) and found[1].lower() != "file" if found else False
+    return _scheme(href) not in ("", "file")
 
 
 def _scheme(href: str) -> str:

@@ -25,6 +25,8 @@ from geoeco.errors import CatalogError, InputError
 __all__ = [
     "BANDS",
     "BOA_OFFSET_DN",
+    "DILATED_CLASSES",
+    "DILATION_RADIUS_M",
     "MASKED_CLASSES",
     "REFLECTANCE_BANDS",
     "REFLECTANCE_NODATA",
