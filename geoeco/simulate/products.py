@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from odc.geo.geobox import GeoBox
 
 from geoeco.simulate.landscape import COVERS, Ground, Landscape, Tile
 from geoeco.simulate.weather import CLOUD_SPECTRUM, SHADOW_DEPTH, Sky, classify, cloud_fractions, sun_position
@@ -186,7 +185,7 @@ class Product:
 
 @dataclass(frozen=True)
 class TileView:
-    """A tile and where its pixels lie on the ground, at 10 and 20 m."""
+    """A tile, where its pixels lie on the ground, and the curve of each."""
 
     tile: Tile
     ground: Ground
@@ -195,15 +194,7 @@ class TileView:
     @cached_property
     def uv10(self) -> tuple[FloatArray, FloatArray]:
         """Ground coordinates of the 10 m pixels, float32 ``(y, x)``."""
-        return self._uv(self.tile.geobox)
-
-    @cached_property
-    def uv20(self) -> tuple[FloatArray, FloatArray]:
-        """Ground coordinates of the 20 m pixels."""
-        return self._uv(self.tile.at(20))
-
-    def _uv(self, geobox: GeoBox) -> tuple[FloatArray, FloatArray]:
-        u, v = self.ground.of_pixels(geobox)
+        u, v = self.ground.of_pixels(self.tile.geobox)
         return u.astype(np.float32), v.astype(np.float32)
 
 

@@ -322,7 +322,6 @@ def _write(folder: Path, settings: WorldSettings, workers: int, progress: Callab
     world = S2World(settings)
     tasks = [(acquisition, tile) for acquisition in world.acquisitions for tile in world.tiles]
     _ = [view.uv10 for view in world.views]  # cached before threads share it
-    _ = [view.uv20 for view in world.views]
     results: list[list[_Written]] = []
     with ThreadPoolExecutor(workers) as pool:
         # a few at a time, so that memory does not grow with the number of dates
