@@ -192,9 +192,14 @@ def _local(plan: Plan | None, workers: int | None, memory_limit: int | None) -> 
 
     count, limit = local_size(plan, workers, memory_limit)
     single = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    # Fork and the threads of GDAL and zarr do not go together.
+    options = {
+        # Fork and the threads of GDAL and zarr do not go together.
+        "distributed.worker.multiprocessing-method": "spawn",
+        # A task that has killed two workers is given back to the engine, which tries it in smaller parts.
+        "distributed.scheduler.allowed-failures": 1,
+    }
     with (
-        dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}),
+        dask.config.set(options),
         distributed.LocalCluster(
             n_workers=count,
             threads_per_worker=1,

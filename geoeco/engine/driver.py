@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +48,8 @@ __all__ = ["run_recipe"]
 
 #: States whose results may be built on.
 USABLE = frozenset({"done", "degraded", "partial"})
+#: Attempts of a task that workers die of: as it is, then twice alone and split.
+WORKER_DEATHS = 3
 
 
 def run_recipe(
@@ -300,6 +302,8 @@ class _Execution:
         self._announced: set[str] = set()
         self._attempts: Counter[str] = Counter()
         self._split: set[str] = set()
+        self._suspects: deque[str] = deque()
+        self._suspect_flying: set[str] = set()
         self._flying: set[str] = set()
         self._ready: list[tuple[int, str]] = []
         self._delayed: list[tuple[float, int, str]] = []
@@ -380,7 +384,7 @@ class _Execution:
             while len(self.states) < len(self.tasks) and not self._stopped:
                 self._move_delayed()
                 self._submit_ready()
-                if not self._flying and not self._ready:
+                if not self._flying and not self._ready and not self._suspects:
                     if self._delayed:
                         time.sleep(max(0.0, self._delayed[0][0] - time.monotonic()))
                         continue
@@ -458,6 +462,11 @@ class _Execution:
         heapq.heappush(self._ready, (self.order[task_id], task_id))
 
     def _submit_ready(self) -> None:
+        # A dying worker takes the blame of tasks that only waited on it: one suspect at a time shows who it was.
+        if self._suspects and not self._suspect_flying:
+            task_id = self._suspects.popleft()
+            self._suspect_flying.add(task_id)
+            self._start(self.tasks[task_id])
         while self._ready and not self._stopped and len(self._flying) < self.executor.window:
             _, task_id = heapq.heappop(self._ready)
             self._start(self.tasks[task_id])
@@ -507,6 +516,7 @@ class _Execution:
     def _take(self, task: Task, outcome: Outcome) -> None:
         """Decide what becomes of a task that came back."""
         if not isinstance(outcome, Fault):
+            self._suspect_flying.discard(task.id)
             self.fresh += 1
             self.records[task.id] = outcome
             self._settle(task, outcome["state"])
@@ -516,12 +526,15 @@ class _Execution:
             self.faults[task.id] = outcome
             return
         attempt = self._attempts[task.id]
-        last = 2 if outcome.worker_died else self.retries + 1
+        self._suspect_flying.discard(task.id)
+        last = WORKER_DEATHS if outcome.worker_died else self.retries + 1
         if outcome.transient and attempt < last:
-            if outcome.worker_died:
-                self._split.add(task.id)
             delay = self._delay(attempt)
             self.events(TaskRetried(task.id, task.step, attempt, delay, outcome.code, outcome.what))
+            if outcome.worker_died:
+                self._split.add(task.id)
+                self._suspects.append(task.id)
+                return
             heapq.heappush(self._delayed, (time.monotonic() + delay, self.order[task.id], task.id))
             return
         self.quarantine(task.id, task.step, outcome)
