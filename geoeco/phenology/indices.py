@@ -101,8 +101,9 @@ def _index(name: str, long_name: str, formula: Any, *bands: xr.DataArray) -> xr.
             _refuse_digital_numbers(array)
         return formula(*arrays)
 
-    values = xr.apply_ufunc(checked, *bands, dask="parallelized", output_dtypes=[np.float32], keep_attrs=False)
-    return describe(values.rename(name), kind="continuous", units="1", long_name=long_name)
+    # the attributes of coordinates are kept or dropped with those of the values: spatial_ref holds the CRS in its own
+    values = xr.apply_ufunc(checked, *bands, dask="parallelized", output_dtypes=[np.float32], keep_attrs=True)
+    return describe(values.drop_attrs(deep=False).rename(name), kind="continuous", units="1", long_name=long_name)
 
 
 def _bands(cube: xr.Dataset | xr.DataArray, names: tuple[str, ...]) -> list[xr.DataArray]:

@@ -53,6 +53,11 @@ def test_an_index_is_that_of_phenology(cube, name):
     xr.testing.assert_identical(cube.geoeco.index(name), getattr(phenology, name)(cube))
 
 
+def test_the_crs_stays_through_index_and_seasons(cube):
+    for made in (cube.geoeco.index("evi2"), cube.geoeco.season(years=[2019]), cube.geoeco.valid_fraction()):
+        assert made.rio.crs.to_epsg() == 32631
+
+
 def test_an_unknown_index_is_refused_with_the_known_ones(cube):
     with pytest.raises(InputError, match="no index 'savi'") as caught:
         cube.geoeco.index("savi")
