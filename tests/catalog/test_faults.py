@@ -10,7 +10,6 @@ import urllib.error
 import numpy as np
 import pytest
 import requests
-import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,7 +34,7 @@ def test_these_answers_will_not_pass(status):
     [
         (requests.exceptions.ReadTimeout("x"), TransientError),
         (requests.exceptions.ChunkedEncodingError("x"), TransientError),
-        (urllib3.exceptions.ProtocolError("x"), TransientError),
+        (requests.exceptions.SSLError("x"), TransientError),
         (ConnectionResetError("x"), TransientError),
         (TimeoutError("x"), TransientError),
         (urllib.error.HTTPError("http://x", 503, "busy", None, None), TransientError),
