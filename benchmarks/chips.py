@@ -2,9 +2,9 @@
 
 The input is one tile of 10980 x 10980 pixels on four dates (10, 20 and 60 m bands and SCL at their own resolution,
 1024-pixel blocks, DEFLATE with predictor, baseline 05.00 with the offset in, texture that deflates about as well as
-real scenes do). Every contender writes the same chips, reflectance as int16 x 1e-4 with 20 and 60 m bands bilinear on 10 m, and
-the scene classification, into Zarr v3 with the same chunks, shards and compressor; ``arrays`` in a name means that the
-chips are made and thrown away, so that the reading alone is seen.
+real scenes do). Every contender writes the same chips, reflectance as int16 x 1e-4 with 20 and 60 m bands bilinear on
+10 m, and the scene classification, into Zarr v3 with the same chunks, shards and compressor; ``arrays`` in a name means
+that the chips are made and thrown away, so that the reading alone is seen.
 
 geoeco also looks at the classification of every patch to choose the images, writes the table of chips, and reads every
 shard back to check it. The others are given the images.

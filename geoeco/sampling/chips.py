@@ -78,8 +78,8 @@ class ChipSettings:
     def __post_init__(self) -> None:
         if self.size < 1 or not self.resolution > 0:
             raise InputError("size and resolution of chips must be positive")
-        unknown = [b for b in self.bands if band_name(b) not in sentinel2.BANDS]
-        if unknown or not self.bands or len(set(self.bands)) != len(self.bands):
+        names = tuple(str(band_name(b)) for b in self.bands)
+        if not names or not set(names) <= set(sentinel2.BANDS) or len(set(names)) != len(names):
             raise InputError(
                 f"bands {self.bands!r} are not distinct reflectance bands of Sentinel-2",
                 what_to_do=f"choose from {', '.join(sentinel2.BANDS)}",
@@ -88,7 +88,7 @@ class ChipSettings:
             raise InputError("min_clear, max_nodata and min_valid are parts between 0 and 1")
         if not 1 <= self.min_seasons <= len(SEASONS):
             raise InputError(f"min_seasons must lie between 1 and {len(SEASONS)}")
-        object.__setattr__(self, "bands", tuple(str(band_name(b)) for b in self.bands))
+        object.__setattr__(self, "bands", names)
 
 
 #: Position of a location in its group, and of a season.

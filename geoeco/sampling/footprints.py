@@ -58,6 +58,8 @@ def chip_geobox(
     x, y = _to_utm(epsg).transform(lon, lat)
     if not (math.isfinite(x) and math.isfinite(y)):
         raise InputError(f"({lon}, {lat}) has no coordinates in EPSG:{epsg}")
+    # a location on the edge between two windows must not fall to either by the last bit of its projection
+    x, y = round(x, 3), round(y, 3)
     extent = size * resolution
     left = math.floor((x - extent / 2.0) / snap + 0.5) * snap
     top = math.floor((y + extent / 2.0) / snap + 0.5) * snap

@@ -178,7 +178,7 @@ def describe_scenes(
             epsg, bounds = _projection(item, method)
             day = sentinel2.solar_day(item, near=near)
         except (ReadError, CatalogError) as error:
-            dropped.append(drop_note(item, "", error))
+            dropped.append(drop_note(item, "SCL" if isinstance(error, ReadError) else "", error))
             continue
         cloud = item.properties.get("eo:cloud_cover")
         baseline = sentinel2.processing_baseline(item)[0]

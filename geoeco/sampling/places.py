@@ -18,7 +18,7 @@ from geoeco.errors import GridError, InputError
 from geoeco.grid import as_crs
 from geoeco.sampling.grids import normalise_longitude, utm_epsg
 
-__all__ = ["check_locations", "points_from_table"]
+__all__ = ["check_locations", "points_from_table", "sort_by_place"]
 
 #: Rows listed by name in one reason for dropping; the count is always complete.
 _LISTED = 20
@@ -210,3 +210,31 @@ def check_locations(locations: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     table = table.set_geometry(gpd.points_from_xy(lon, lat), crs="EPSG:4326")
     table.attrs["dropped"] = notes
     return table
+
+
+def sort_by_place(locations: gpd.GeoDataFrame, *, square_m: float = 100_000.0) -> gpd.GeoDataFrame:
+    """Bring neighbours together, so that a group of consecutive locations shares scenes.
+
+    Parameters
+    ----------
+    locations : geopandas.GeoDataFrame
+        As `check_locations` takes them.
+    square_m : float
+        Locations of one square of the UTM zone follow each other; 100 km is about a Sentinel-2 tile.
+
+    Returns
+    -------
+    geopandas.GeoDataFrame
+        The same rows by zone, square, northing and name; the order of the input does not matter.
+    """
+    table = check_locations(locations)
+    if not square_m > 0:
+        raise InputError(f"square_m={square_m} must be positive")
+    x, y = np.empty(len(table)), np.empty(len(table))
+    for epsg, rows in table.groupby("epsg").indices.items():
+        projected = table.geometry.iloc[rows].to_crs(f"EPSG:{epsg}")
+        x[rows], y[rows] = projected.x.to_numpy(), projected.y.to_numpy()
+    keys = (table["name"].to_numpy(dtype=str), x, y, x // square_m, y // square_m, table["epsg"].to_numpy())
+    ordered = table.iloc[np.lexsort(keys)].reset_index(drop=True)
+    ordered.attrs["dropped"] = table.attrs["dropped"]
+    return ordered

@@ -84,9 +84,11 @@ def _main_cycle(centre: Floats, weight: Floats) -> float:
     number 2. So all cycles of all years vote, by their amplitude, for a time of the year.
     """
     density = np.bincount(np.floor(wrap_day(centre)).astype(np.int64), weights=weight, minlength=367)[1:367]
-    reach = np.arange(-_CYCLE_BOX_D, _CYCLE_BOX_D + 1)
-    smooth = sum(np.roll(density, int(shift)) for shift in reach)
-    best = np.flatnonzero(np.asarray(smooth) >= np.max(smooth) * (1 - 1e-12))
+    # circular box mean: the year with its end before it and its beginning behind it
+    around = np.concatenate([density[-_CYCLE_BOX_D:], density, density[:_CYCLE_BOX_D]])
+    total = np.concatenate([[0.0], np.cumsum(around)])
+    smooth = total[2 * _CYCLE_BOX_D + 1 :] - total[: len(density)]
+    best = np.flatnonzero(smooth >= smooth.max() * (1 - 1e-9))
     near = circular_distance(wrap_day(centre)[:, None], best[None, :] + 1.5)
     # of a plateau, the day with the nearest cycles
     spread = np.where(near <= _OTHER_CYCLE_D, near, 0.0) * weight[:, None]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from geoeco.errors import GridError, InputError
-from geoeco.sampling import check_locations, points_from_table
+from geoeco.sampling import check_locations, major_tom_grid, points_from_table, sort_by_place
 
 
 def test_a_csv_of_points_becomes_locations(tmp_path):
@@ -81,3 +81,18 @@ def test_checking_twice_changes_nothing():
     assert again.drop(columns="geometry").equals(table.drop(columns="geometry"))
     assert again.attrs["dropped"] == table.attrs["dropped"]
     assert table["lon"].tolist() == [179.0, 179.0]
+
+
+def test_neighbours_come_together_whatever_the_order_of_the_table():
+    grid = major_tom_grid(10_000, bbox=(4, 50, 8, 52))
+    ordered = sort_by_place(grid)
+    assert sorted(ordered["name"]) == sorted(grid["name"])
+    mixed = sort_by_place(grid.sample(frac=1, random_state=0))
+    assert mixed["name"].tolist() == ordered["name"].tolist()
+
+    def extent(table):
+        groups = [table.iloc[i : i + 64] for i in range(0, len(table), 64)]
+        return np.mean([g.geometry.x.max() - g.geometry.x.min() for g in groups])
+
+    assert extent(ordered) < extent(grid) / 1.5
+    assert ordered["epsg"].is_monotonic_increasing

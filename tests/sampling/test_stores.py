@@ -1,0 +1,246 @@
+"""Chips on disk: the same chips, whole shards, the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from geoeco.errors import InputError, OutputError
+from geoeco.sampling import (
+    assert_disjoint,
+    chips_memory,
+    chips_table,
+    chips_template,
+    finish_chips,
+    open_chips,
+    season_chips,
+    spatial_split,
+    write_chips,
+)
+
+FOUR = ("2021-04-10", "2021-07-09", "2021-10-07", "2021-01-10")
+BANDS = ("B02", "B05")
+SIZE = 36
+XY = [(600_400.0 + 500 * i, 5_699_500.0 - 450 * i) for i in range(5)] + [(650_000.0, 5_699_500.0)]
+
+
+@pytest.fixture
+def world(tile, place, windows):
+    a = tile()
+    rng = np.random.default_rng(0)
+    items = [
+        a.scene(d, bands={"B02": rng.integers(1001, 5000, (360, 360)), "B05": rng.integers(1001, 5000, (180, 180))})
+        for d in FOUR
+    ]
+    return items, place(*XY), windows(len(XY))
+
+
+def fill(store, world, *, per_shard=2, **options):
+    items, places, table = world
+    chips_template(store, len(places), size=SIZE, bands=BANDS, samples_per_shard=per_shard)
+    records = [
+        write_chips(store, items, places.iloc[first : first + per_shard], table, first=first, threads=2, **options)
+        for first in range(0, len(places), per_shard)
+    ]
+    finish_chips(store)
+    return records
+
+
+def tree(folder):
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_a_store_gives_back_what_was_cut(tmp_path, world):
+    store = str(tmp_path / "chips")
+    records = fill(store, world)
+    direct = season_chips(*world, size=SIZE, bands=BANDS)
+    opened = open_chips(store)
+    assert opened["chips"].dtype == np.float32
+    xr.testing.assert_identical(opened.load().drop_attrs(), direct.drop_attrs())
+    assert opened.attrs["size"] == SIZE
+    assert chips_table(opened).drop(columns="geometry").equals(chips_table(direct).drop(columns="geometry"))
+    assert sum(r["chips"] for r in records) == 20
+    assert sum(r["kept"] for r in records) == 5
+    # the location off the tile keeps its place, and the table says why it is empty
+    table = gpd.read_parquet(f"{store}/chips.parquet")
+    assert table["sample"].tolist() == [s for s in range(6) for _ in range(4)]
+    assert set(table[table["name"] == "p5"]["reason"]) == {"outside-items"}
+    assert records[-1]["left_out"][0]["names"] == ["p5"]
+    everything = open_chips(store, kept=False)
+    assert everything.sizes["sample"] == 6
+    assert np.isnan(everything["chips"].values[5]).all()
+    assert table.crs == "EPSG:4326"
+
+
+def test_chips_open_lazily_and_as_stored(tmp_path, world):
+    store = str(tmp_path / "chips")
+    fill(store, world)
+    lazy = open_chips(store, chunks={})
+    assert lazy["chips"].chunks is not None
+    assert np.array_equal(lazy["chips"].values, open_chips(store)["chips"].values)
+    stored = open_chips(store, stored=True)["chips"]
+    assert stored.dtype == np.int16
+    assert np.allclose(stored.values * 1e-4, lazy["chips"].values, atol=1e-6)
+
+
+def test_a_chip_is_a_chunk_and_a_shard_is_a_season_of_a_group(tmp_path, world):
+    store = str(tmp_path / "chips")
+    fill(store, world, per_shard=4)
+    array = zarr.open_group(f"{store}/chips.zarr", mode="r")["chips"]
+    assert array.metadata.zarr_format == 3
+    assert array.chunks == (1, 1, 2, SIZE, SIZE)
+    assert array.shards == (4, 1, 2, SIZE, SIZE)
+    shards = [p for p in Path(store).rglob("c/*/*/0/0/0") if "chips.zarr/chips" in str(p)]
+    assert len(shards) == 2 * 4
+    # texts live in the table, not in Zarr
+    kinds = {a.dtype.kind for _, a in zarr.open_group(f"{store}/chips.zarr", mode="r").arrays()}
+    assert kinds <= {"i", "u", "f"}
+
+
+def test_twice_the_same_bytes_whatever_the_memory_threads_and_group(tmp_path, world):
+    trees, digests = [], []
+    for name, options in {
+        "a": {},
+        "b": {"memory_mib": 1},
+        "c": {"per_shard": 2},
+    }.items():
+        records = fill(str(tmp_path / name), world, **options)
+        trees.append(tree(tmp_path / name))
+        digests.append([r["digest"] for r in records])
+    assert trees[0] == trees[1] == trees[2]
+    assert digests[0] == digests[1]
+    # writing a group again changes nothing
+    items, places, table = world
+    again = write_chips(str(tmp_path / "a"), items, places.iloc[2:4], table, first=2, threads=1)
+    finish_chips(str(tmp_path / "a"))
+    assert again["digest"] == digests[0][1]
+    assert tree(tmp_path / "a") == trees[0]
+    # other groups hold the same chips
+    fill(str(tmp_path / "d"), world, per_shard=3)
+    assert np.array_equal(
+        open_chips(str(tmp_path / "d"))["chips"].values, open_chips(str(tmp_path / "a"))["chips"].values
+    )
+
+
+def test_the_order_in_which_groups_are_written_does_not_matter(tmp_path, world):
+    items, places, table = world
+    store = str(tmp_path / "turned")
+    chips_template(store, len(places), size=SIZE, bands=BANDS, samples_per_shard=2)
+    for first in (4, 0, 2):
+        write_chips(store, items, places.iloc[first : first + 2], table, first=first)
+    finish_chips(store)
+    fill(str(tmp_path / "straight"), world)
+    assert tree(store) == tree(tmp_path / "straight")
+
+
+def test_a_group_of_several_shards_is_written_like_its_parts(tmp_path, world):
+    items, places, table = world
+    store = str(tmp_path / "whole")
+    chips_template(store, len(places), size=SIZE, bands=BANDS, samples_per_shard=2)
+    write_chips(store, items, places, table)
+    finish_chips(store)
+    fill(str(tmp_path / "parts"), world)
+    whole = {k: v for k, v in tree(store).items() if not k.startswith("parts/")}
+    assert whole == {k: v for k, v in tree(tmp_path / "parts").items() if not k.startswith("parts/")}
+
+
+def test_groups_that_are_not_whole_shards_are_refused(tmp_path, world):
+    items, places, table = world
+    store = str(tmp_path / "chips")
+    chips_template(store, len(places), size=SIZE, bands=BANDS, samples_per_shard=4)
+    for first, count in ((1, 4), (0, 3), (4, 3), (0, 0), (8, 1)):
+        with pytest.raises(OutputError):
+            write_chips(store, items, places.iloc[:count], table, first=first)
+    assert not list(Path(store).rglob("c/*"))
+
+
+def test_a_template_is_written_once_and_never_over_another(tmp_path, world):
+    store = str(tmp_path / "chips")
+    fill(store, world)
+    before = tree(store)
+    chips_template(store, len(XY), size=SIZE, bands=BANDS, samples_per_shard=2)
+    assert tree(store) == before
+    with pytest.raises(OutputError):
+        chips_template(store, len(XY), size=SIZE + 1, bands=BANDS, samples_per_shard=2)
+    with pytest.raises(OutputError):
+        write_chips(str(tmp_path / "none"), *world)
+    with pytest.raises(OutputError):
+        open_chips(str(tmp_path / "none"))
+
+
+def test_an_unfinished_store_says_so(tmp_path, world):
+    items, places, table = world
+    store = str(tmp_path / "chips")
+    chips_template(store, len(places), size=SIZE, bands=BANDS, samples_per_shard=2)
+    with pytest.raises(OutputError):
+        finish_chips(store)
+    with pytest.raises(OutputError):
+        open_chips(store)
+    write_chips(store, items, places.iloc[2:4], table, first=2)
+    finish_chips(store)
+    assert open_chips(store)["name"].values.tolist() == ["p2", "p3"]
+    with pytest.raises(InputError):
+        chips_template(str(tmp_path / "empty"), 0)
+
+
+def test_a_store_in_an_object_store_is_the_same(tmp_path, world):
+    import fsspec
+
+    fill(str(tmp_path / "local"), world)
+    fill("memory://chips-test/run", world)
+    try:
+        remote = open_chips("memory://chips-test/run").load()
+        xr.testing.assert_identical(remote, open_chips(str(tmp_path / "local")).load())
+    finally:
+        fsspec.filesystem("memory").rm("/chips-test", recursive=True)
+
+
+def test_the_table_of_chips_proves_the_split(tmp_path, world):
+    store = str(tmp_path / "chips")
+    fill(store, world)
+    table = chips_table(open_chips(store)).drop_duplicates("sample")
+    split = spatial_split(table, block_m=600, size_m=SIZE * 10, fractions=(0.6, 0.2, 0.2), seed=1)
+    assert assert_disjoint(table, split, size=SIZE) > 0
+
+
+def test_memory_grows_with_the_group_and_not_with_its_store():
+    assert chips_memory(128) > chips_memory(64) > chips_memory(64, bands=4)
+    assert chips_memory(64) < 600 << 20
+
+
+def test_chips_from_the_demo_world(tmp_path):
+    import pandas as pd
+
+    from geoeco.catalog import open_catalog
+    from geoeco.sampling import points_from_table, season_windows
+    from geoeco.simulate import write_s2_world
+
+    catalog = write_s2_world(tmp_path / "world", seed=5, size=72, years=1, revisit_days=16, clouds=0.2)
+    items = open_catalog(str(catalog)).search()
+    truth = catalog.parent / "truth" / "mcd12q2.csv"
+    windows = season_windows(truth)
+    assert set(windows["source"]) <= {"own", "neighbour"}
+    places = points_from_table(pd.read_csv(truth).drop_duplicates("id"), name="id")
+    data = season_chips(items, places, windows, size=24, bands=("B04", "B08"), min_clear=0.5)
+    assert data.sizes["sample"] > 0
+    assert set(data["epsg"].values) <= {32631, 32632}
+    chosen = data["reason"].values == ""
+    assert (data["clear_fraction"].values[chosen] >= 0.5).all()
+    assert (data["sun_elevation"].values[chosen] >= 20).all()
+    for row in data["date"].values:
+        dates = row[~np.isnat(row)]
+        assert len(set(dates.tolist())) == len(dates)
+    # deciduous and crop patches are greener in summer than in winter
+    ndvi = (data["chips"].sel(band="B08") - data["chips"].sel(band="B04")) / data["chips"].sum("band")
+    season = ndvi.where(data["valid_fraction"] == 1).median(("sample", "y", "x"))
+    assert float(season.sel(season="summer")) > float(season.sel(season="winter"))
