@@ -373,8 +373,7 @@ def _fill_from_arrays(arrays: Sequence[xr.DataArray], layout: Layout, make: _Mak
     if len(arrays) == 1 and not lazy:
         values = arrays[0].to_numpy()
         values = values[np.newaxis] if values.ndim == 2 else values
-        stored_as_is = values.dtype == layout.dtype and values.dtype.kind in "iu" and layout.source_nodata is None
-        if stored_as_is and not layout.scaled and not any(layout.flip) and values.flags.c_contiguous:
+        if layout.fits_as_is(values.dtype) and not any(layout.flip) and values.flags.c_contiguous:
             return MemoryPlanes(values)
     base = make(shape)
     rows_of = arrays[0].chunks[-2] if arrays[0].chunks is not None else None

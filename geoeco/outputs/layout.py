@@ -94,6 +94,11 @@ class Layout:
         """Whether every band has a wavelength."""
         return all(band.wavelength is not None for band in self.bands)
 
+    def fits_as_is(self, dtype: np.dtype[Any]) -> bool:
+        """Whether values of a data type are stored unchanged, bit for bit, with nodata where the file has it."""
+        same_nodata = self.source_nodata is None or self.source_nodata == self.nodata
+        return dtype == self.dtype and dtype.kind in "iu" and same_nodata and not self.scaled
+
     def encode(self, values: Array) -> Array:
         """Turn values into stored numbers.
 
@@ -111,6 +116,8 @@ class Layout:
             If a value is infinite, does not fit the data type, is no whole number where it must be, or is valid and
             equals the nodata value.
         """
+        if self.fits_as_is(values.dtype):
+            return values
         integers = values.dtype.kind in "iub"
         if values.dtype.kind == "M":
             missing: Array | None = np.isnat(values)
