@@ -296,7 +296,8 @@ def _run(
     limit = memory_limit or (int(machine_memory() * 0.9) if cluster == "none" else None)
     planned = recipe.plan(out=out, workers=workers or 1, memory_limit=limit)
     subscribers = [] if quiet else [progress_for()]
-    with connect(cluster, plan=planned, workers=workers, memory_limit=memory_limit) as client:
+    timeout = min(60.0, options["no_workers_timeout"])
+    with connect(cluster, plan=planned, workers=workers, memory_limit=memory_limit, timeout=timeout) as client:
         made = recipe.run(out, client, plan=planned, memory_limit=limit, subscribers=subscribers, **options)
     _show_run(made)
     raise typer.Exit(made.exit_code)

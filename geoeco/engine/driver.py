@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 import uuid
+import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -289,6 +290,7 @@ class _Execution:
         }
         self.known = self._believable(records)
         self.items = {item.id: item for item in plan.items}
+        self._item_texts: dict[str, str] = {}
         self.states: dict[str, str] = {}
         self.records: dict[str, Record] = {}
         self.faults: dict[str, Fault] = {}
@@ -496,7 +498,7 @@ class _Execution:
             recipe=self.plan.recipe,
             geobox=self.plan.geobox,
             recipe_folder=self.plan.recipe.folder,
-            item_documents=tuple(item_dict(self.items[name]) for name in task.items),
+            packed_items=self._packed(task),
             upstream={
                 name: {k: self.records[name][k] for k in ("digest", "outputs", "stats", "state")} for name, _ in pairs
             },
@@ -506,6 +508,14 @@ class _Execution:
         key = task_key(step.hash, task.id, task.payload, pairs)
         self._flying.add(task.id)
         self.executor.submit(TaskCall(step.verb, task, context, key, step.hash, self.session, self._attempts[task.id]))
+
+    def _packed(self, task: Task) -> bytes:
+        """Items of a task for the wire; a year of scenes is megabytes of JSON, but much of a muchness."""
+        for name in task.items:
+            if name not in self._item_texts:
+                self._item_texts[name] = json.dumps(item_dict(self.items[name]), separators=(",", ":"))
+        text = ",".join(self._item_texts[name] for name in task.items)
+        return zlib.compress(f"[{text}]".encode(), 1) if text else b""
 
     def _announce_step(self, step: PlannedStep) -> None:
         if step.name not in self._announced:

@@ -7,7 +7,9 @@ that is the engine's. Nothing here knows a sensor or a file format.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -353,8 +355,8 @@ class TaskContext:
     recipe : Recipe
     geobox : odc.geo.geobox.GeoBox or None
     recipe_folder : str
-    item_documents : tuple of dict
-        STAC JSON of the task's items.
+    packed_items : bytes
+        STAC JSON of the task's items, compressed; `items_for` gives them.
     upstream : dict
         Ledger records of the upstream tasks that are there, by task id: ``digest``, ``outputs``, ``stats``.
     missing : tuple of str
@@ -372,7 +374,7 @@ class TaskContext:
     recipe: Recipe
     geobox: GeoBox | None
     recipe_folder: str
-    item_documents: tuple[dict[str, Any], ...] = ()
+    packed_items: bytes = b""
     upstream: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     split: int = 1
@@ -392,8 +394,9 @@ class TaskContext:
         """Items that the task reads, in the order in which the task names them."""
         import pystac
 
-        by_id = {document["id"]: document for document in self.item_documents}
-        return [pystac.Item.from_dict(by_id[name]) for name in task.items]
+        documents = json.loads(zlib.decompress(self.packed_items)) if self.packed_items else []
+        by_id = {document["id"]: document for document in documents}
+        return [pystac.Item.from_dict(by_id[name], preserve_dict=False) for name in task.items]
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a file that the recipe names."""
