@@ -15,7 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from odc.geo.geom import Geometry
+from shapely.geometry.base import BaseGeometry
 
+from geoeco.catalog import area_lonlat
 from geoeco.errors import GridError, InputError
 from geoeco.grid import bbox_geometry
 from geoeco.sampling.land import is_land
@@ -55,36 +57,34 @@ def _columns(latitude: float, spacing_m: float) -> int:
     return max(1, math.ceil(circumference / spacing_m - 1e-9))
 
 
-def _inside(lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], area: Geometry | None) -> npt.NDArray[np.bool_]:
+def _inside(
+    lon: npt.NDArray[np.float64], lat: npt.NDArray[np.float64], area: BaseGeometry | None
+) -> npt.NDArray[np.bool_]:
     if area is None:
         return np.ones(lon.shape, dtype=bool)
-    geom = area.geom
-    shapely.prepare(geom)
-    inside = np.zeros(lon.shape, dtype=bool)
-    # an area across the antimeridian reaches beyond +-180: look at every point in the three worlds
-    for shift in (-360.0, 0.0, 360.0):
-        inside |= shapely.intersects_xy(geom, lon + shift, lat)
+    shapely.prepare(area)
+    inside: npt.NDArray[np.bool_] = shapely.intersects_xy(area, lon, lat)
+    # 180 and -180 degrees are one meridian, and an area may end on either
+    seam = lon == -180.0
+    inside[seam] |= shapely.intersects_xy(area, 180.0, lat[seam])
     return inside
 
 
 def _lonlat_area(
     bbox: tuple[float, float, float, float] | None, area: Geometry | gpd.GeoDataFrame | gpd.GeoSeries | None
-) -> Geometry | None:
+) -> BaseGeometry | None:
+    """Bring an area to longitude and latitude, cut at the antimeridian."""
     if bbox is not None and area is not None:
         raise InputError("both bbox and area are given", what_to_do="give one of them")
     if bbox is not None:
-        return bbox_geometry(bbox)
+        return area_lonlat(bbox_geometry(bbox))
     if area is None:
         return None
     if isinstance(area, gpd.GeoDataFrame | gpd.GeoSeries):
         if area.crs is None:
             raise GridError("the area of interest has no CRS", what_to_do="give its CRS")
-        area = Geometry(area.geometry.to_crs("EPSG:4326").union_all(), "EPSG:4326")
-    if area.crs is None:
-        raise GridError("the area of interest has no CRS", what_to_do="give its CRS")
-    if area.is_empty:
-        raise GridError("the area of interest is empty")
-    return area if area.crs.geographic else area.to_crs("EPSG:4326")
+        area = Geometry(area.geometry.union_all(), str(area.crs))
+    return area_lonlat(area)
 
 
 def _names(index: npt.NDArray[np.int64], plus: str, minus: str) -> npt.NDArray[np.object_]:
@@ -157,7 +157,7 @@ def major_tom_grid(
     half = 0.5 if anchor == "centre" else 0.0
 
     rows, cols, lons, lats = [], [], [], []
-    south, north = (-90.0, 90.0) if region is None else (region.boundingbox.bottom, region.boundingbox.top)
+    south, north = (-90.0, 90.0) if region is None else region.bounds[1::2]
     for k in range(-(count // 2), count - count // 2):
         edge, row_lat = 180.0 * k / count, 180.0 * (k + half) / count
         if not (low <= edge <= high) or not (south <= row_lat <= north):

@@ -168,15 +168,13 @@ def _projection(item: pystac.Item, method: str | None) -> tuple[int, tuple[float
             raster.close()
 
 
-def describe_scenes(
-    items: Iterable[pystac.Item], method: str | None, near: float | None
-) -> tuple[list[Scene], list[dict[str, Any]]]:
+def describe_scenes(items: Iterable[pystac.Item], method: str | None) -> tuple[list[Scene], list[dict[str, Any]]]:
     """Items as scenes, in the order of (day, id), and those that cannot be used."""
     scenes, dropped = [], []
     for item in items:
         try:
             epsg, bounds = _projection(item, method)
-            day = sentinel2.solar_day(item, near=near)
+            day = sentinel2.solar_day(item)
         except (ReadError, CatalogError) as error:
             dropped.append(drop_note(item, "SCL" if isinstance(error, ReadError) else "", error))
             continue
@@ -330,7 +328,7 @@ def gather_candidates(
     """Look at the patch of every location in every scene that may serve a season of it."""
     places = check_locations(locations)
     mid, width, interval = _window_arrays(places, windows)
-    scenes, dropped = describe_scenes(items, method, float(places["lon"].iloc[0]))
+    scenes, dropped = describe_scenes(items, method)
     state, boxes = _covered(places, scenes, size, resolution)
     epsg, best = _choose_crs(places, scenes, state)
     reasons: dict[tuple[int, int], str] = {}

@@ -48,24 +48,45 @@ def _zarr(store: str) -> str:
     return f"{store.rstrip('/')}/chips.zarr"
 
 
+def _seasons_at_a_time(chip_bytes: int, samples: int, fixed: int, memory_mib: int) -> tuple[int, int]:
+    """How many seasons of a group are read at a time, and the bytes that takes."""
+    for seasons in (4, 2, 1):
+        # the encoded form of one season is held twice: as written, and as read back
+        needed = int((seasons + 2.2) * samples * chip_bytes) + fixed
+        if needed <= memory_mib * _MIB:
+            return seasons, needed
+    return 1, needed
+
+
 def chips_memory(
     samples: int,
     *,
     size: int = 264,
     bands: int = len(sentinel2.REFLECTANCE_BANDS),
-    seasons_at_a_time: int = 1,
     threads: int = 4,
+    memory_mib: int = 512,
 ) -> int:
     """Peak memory of `write_chips` for a group, bytes, above that of the idle process.
 
     The chips of the seasons read at a time, the encoded form of one, GDAL's cache, and for each thread some blocks of
-    1024 pixels with the windows that are being cut from them. `samples` are those of the whole group.
+    1024 pixels with the windows that are being cut from them.
+
+    Parameters
+    ----------
+    samples : int
+        Locations of the group.
+    size, threads, memory_mib
+        As of `write_chips`.
+    bands : int
+        Number of bands.
     """
+    return _plan_memory(samples, size, bands, threads, memory_mib)[1]
+
+
+def _plan_memory(samples: int, size: int, bands: int, threads: int, memory_mib: int) -> tuple[int, int]:
     chip = size * size * (2 * bands + 1)
-    window = samples * size * size * 2
-    blocks = 4 * 1024 * 1024 * 2
-    # the encoded form of a season is held twice: as written, and as read back
-    return int((seasons_at_a_time + 2.2) * samples * chip + threads * (blocks + window) + 64 * _MIB)
+    per_thread = 4 * 1024 * 1024 * 2 + samples * size * size * 2
+    return _seasons_at_a_time(chip, samples, threads * per_thread + 64 * _MIB, memory_mib)
 
 
 def chips_template(
@@ -254,8 +275,7 @@ def write_chips(
             f"{count - reader.count} of the group's locations have no usable coordinates",
             what_to_do="clean the table first: points_from_table or check_locations",
         )
-    # as many seasons at a time as fit, in passes of equal number that use the same arrays
-    at_a_time = next((n for n in (4, 2) if _fits(count, settings, n, threads) <= memory_mib * _MIB), 1)
+    at_a_time, _ = _plan_memory(count, settings.size, len(settings.bands), threads, memory_mib)
     buffers = reader.buffers(at_a_time)
     objects = Objects(_zarr(store))
     digest, written = hashlib.sha256(), 0
@@ -289,12 +309,6 @@ def write_chips(
         "dropped": [n for n in reader.notes() if "item" in n],
         "left_out": location_notes(table),
     }
-
-
-def _fits(count: int, settings: ChipSettings, seasons: int, threads: int) -> int:
-    return chips_memory(
-        count, size=settings.size, bands=len(settings.bands), seasons_at_a_time=seasons, threads=threads
-    )
 
 
 def _write_shard(

@@ -97,6 +97,18 @@ def test_an_area_selects_the_same_cells_as_its_box():
     assert major_tom_grid(23_000, area=area)["name"].tolist() == by_box["name"].tolist()
 
 
+def test_an_area_in_utm_across_the_antimeridian_selects_both_sides():
+    from odc.geo.geom import box
+
+    # zone 60 runs on beyond 180 degrees
+    area = box(780_000, 8_100_000, 880_000, 8_200_000, "EPSG:32760")
+    grid = major_tom_grid(10_000, area=area)
+    assert (grid["lon"] > 179).any()
+    assert (grid["lon"] < -179).any()
+    assert (np.abs(grid["lon"]) > 179).all()
+    assert len(grid) == pytest.approx(100, abs=12)
+
+
 def test_zones_follow_the_exceptions_of_norway_and_svalbard(globe):
     sample = globe.sample(2000, random_state=0)
     assert all(utm_crs(r.lon, r.lat).epsg == r.epsg for r in sample.itertuples())

@@ -167,6 +167,27 @@ def test_the_zone_whose_tile_holds_the_whole_patch_is_taken(tile, place, windows
     assert both["reason"].tolist() == ["", "", "no-date", "no-date"]
 
 
+def test_a_tile_astride_the_antimeridian_serves_both_its_sides(tile, windows):
+    import geopandas as gpd
+    from pyproj import Transformer
+
+    x, y = Transformer.from_crs(4326, 32760, always_xy=True).transform(180.0, -17.0)
+    a = tile(left=np.round(x / 60) * 60 - 1800, top=np.round(y / 60) * 60 + 1800, epsg=32760)
+    items = [a.scene(d) for d in FOUR]
+    places = gpd.GeoDataFrame(
+        {"name": ["p0", "p1", "p2"]},
+        geometry=gpd.points_from_xy([180.0, -179.995, 179.995], [-17.0] * 3),
+        crs="EPSG:4326",
+    )
+    found = choose(items, places, windows(3))
+    assert found["reason"].eq("").all()
+    # in zone 1 too, where scenes of zone 60 alone hold the patch
+    assert found["epsg"].eq(32760).all()
+    alone = choose(items, places.iloc[[1]], windows(3))
+    assert alone["item_id"].tolist() == found.loc["p1", "item_id"].tolist()
+    assert alone["date"].tolist() == found.loc["p1", "date"].tolist()
+
+
 def test_every_missing_image_has_a_reason(tile, place, windows):
     a = tile()
     places = place(CENTRE, (601_800, 5_690_000), (600_100, 5_699_900), (601_000, 5_699_000))

@@ -213,9 +213,12 @@ def test_the_table_of_chips_proves_the_split(tmp_path, world):
     assert assert_disjoint(table, split, size=SIZE) > 0
 
 
-def test_memory_grows_with_the_group_and_not_with_its_store():
-    assert chips_memory(128) > chips_memory(64) > chips_memory(64, bands=4)
-    assert chips_memory(64) < 600 << 20
+def test_memory_is_bounded_by_the_group():
+    assert chips_memory(128, memory_mib=1) > chips_memory(64, memory_mib=1) > chips_memory(64, bands=4, memory_mib=1)
+    # 64 locations are read season by season within the default bound
+    assert chips_memory(64) <= 512 << 20
+    # small groups take all seasons at once, so that no block is decoded twice
+    assert chips_memory(8) > chips_memory(8, memory_mib=1)
 
 
 def test_chips_from_the_demo_world(tmp_path):
