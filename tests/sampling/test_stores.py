@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import geopandas as gpd
@@ -23,6 +25,7 @@ from geoeco.sampling import (
     spatial_split,
     write_chips,
 )
+from geoeco.sensors import sentinel2
 
 FOUR = ("2021-04-10", "2021-07-09", "2021-10-07", "2021-01-10")
 BANDS = ("B02", "B05")
@@ -221,18 +224,72 @@ def test_memory_is_bounded_by_the_group():
     assert chips_memory(8) > chips_memory(8, memory_mib=1)
 
 
+_PEAK = """
+import sys
+from pathlib import Path
+import pystac, geopandas, pandas
+from geoeco.sampling import chips_template, write_chips
+items = [pystac.Item.from_file(path) for path in sys.argv[4:]]
+places, windows = geopandas.read_parquet(sys.argv[2]), pandas.read_parquet(sys.argv[3])
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+def run(folder, count):
+    chips_template(folder, count, samples_per_shard=count)
+    return write_chips(folder, items, places.iloc[:count], windows, memory_mib=MEMORY, threads=2)
+
+run(sys.argv[1] + "/warm", 2)
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+assert run(sys.argv[1] + "/chips", len(places))["chips"] == 4 * len(places)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize(("count", "memory_mib"), [(10, 512), (24, 1)])
+def test_peak_memory_stays_below_what_is_announced(tmp_path, tile, place, windows, count, memory_mib):
+    rng = np.random.default_rng(0)
+    a = tile(side=7200, blocks=256)
+    bands = {b: rng.integers(1001, 5000, (7200 // int(v.resolution),) * 2) for b, v in sentinel2.BANDS.items()}
+    paths = []
+    for date in FOUR:
+        item = a.scene(date, bands=bands)
+        paths.append(tmp_path / f"{item.id}.json")
+        item.save_object(include_self_link=False, dest_href=str(paths[-1]))
+    xy = rng.uniform((601_500, 5_694_500), (605_500, 5_698_500), (count, 2))
+    place(*xy).to_parquet(tmp_path / "places.parquet")
+    windows(count).to_parquet(tmp_path / "windows.parquet")
+    command = [sys.executable, "-c", _PEAK.replace("MEMORY", str(memory_mib)), str(tmp_path)]
+    command += [str(tmp_path / "places.parquet"), str(tmp_path / "windows.parquet"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, announced = int(done.stdout), chips_memory(count, threads=2, memory_mib=memory_mib)
+    print(f"{count} locations: {peak >> 20} MiB, announced {announced >> 20} MiB")
+    assert peak <= announced
+
+
 def test_chips_from_the_demo_world(tmp_path):
     import pandas as pd
 
     from geoeco.catalog import open_catalog
-    from geoeco.sampling import points_from_table, season_windows
-    from geoeco.simulate import write_s2_world
+    from geoeco.sampling import circular_distance, points_from_table, season_windows
+    from geoeco.simulate import read_truth, write_s2_world
 
     catalog = write_s2_world(tmp_path / "world", seed=5, size=72, years=1, revisit_days=16, clouds=0.2)
     items = open_catalog(str(catalog)).search()
     truth = catalog.parent / "truth" / "mcd12q2.csv"
     windows = season_windows(truth)
     assert set(windows["source"]) <= {"own", "neighbour"}
+
+    # the true rasters say the same as the table, where both have a cycle
+    points = points_from_table(pd.read_csv(truth).drop_duplicates("id"), name="id")
+    raster = season_windows(read_truth(catalog.parent, "31UGS"), points, patch_m=20, max_distance_km=0)
+    both = windows.merge(raster, on=["name", "season"], suffixes=("", "_raster"))
+    both = both[(both["source"] == "own") & (both["source_raster"] == "own")]
+    assert len(both) >= 8
+    assert np.median(circular_distance(both["interval_start"], both["interval_start_raster"])) <= 2
     places = points_from_table(pd.read_csv(truth).drop_duplicates("id"), name="id")
     data = season_chips(items, places, windows, size=24, bands=("B04", "B08"), min_clear=0.5)
     assert data.sizes["sample"] > 0
