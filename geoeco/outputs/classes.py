@@ -24,6 +24,8 @@ LARGEST_CODE = 65534
 
 # Okabe & Ito (2008), "Color Universal Design": told apart with the common kinds of colour blindness
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
+#: What no XML document can hold.
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})([0-9a-fA-F]{2})?\Z")
 
 
@@ -110,6 +112,8 @@ class ClassTable:
                 raise InputError(f"class table {self.name!r} has the same {what} twice: {', '.join(twice)}")
         if not all(name.strip() for name in names):
             raise InputError(f"class table {self.name!r} has a class without a name")
+        if any(CONTROL_CHARACTERS.search(text) for text in (self.name, *names)):
+            raise InputError(f"class table {self.name!r} has control characters in a name")
 
     @classmethod
     def of(

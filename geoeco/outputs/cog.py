@@ -32,7 +32,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from geoeco.errors import InputError, OutputError
-from geoeco.outputs.classes import ClassTable
+from geoeco.outputs.classes import CONTROL_CHARACTERS, ClassTable
 from geoeco.outputs.gdal_xml import aux_xml, read_aux_xml, read_statistics, vrt_xml
 from geoeco.outputs.layout import Layout, bands_of, layout_of
 from geoeco.outputs.pyramid import BLOCK, BandStatistics, FilePlanes, MemoryPlanes, Planes, build_overviews
@@ -46,8 +46,9 @@ _Make = Callable[[tuple[int, int, int]], Planes]
 _Fill = Callable[[_Make], Planes]
 
 COMPRESSIONS = ("ZSTD", "DEFLATE", "LZW", "NONE")
-#: Above this many bytes of stored pixels, intermediate levels are kept in files beside the output.
-IN_MEMORY_BYTES = 2 << 30
+#: Above this many bytes of stored pixels, levels are kept in files beside the output: for what is in memory anyhow, and
+#: for what comes piece by piece.
+MEMORY_BYTES, MEMORY_BYTES_LAZY = 2 << 30, 256 << 20
 DEFAULT_LEVEL = 6
 # levels are read where they are made, in memory or beside the output; the sidecar is ours
 _GDAL = {"GDAL_MEM_ENABLE_OPEN": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL", "GDAL_PAM_ENABLED": "NO"}
@@ -115,6 +116,7 @@ class _Wishes:
     compress: str
     level: int | None
     threads: int
+    memory_bytes: int
     interleave: str | None
     style: bool
     tags: Mapping[str, str]
@@ -144,9 +146,9 @@ def _tags(
     if datetime is not None:
         out["TIFFTAG_DATETIME"] = datetime.strftime("%Y:%m:%d %H:%M:%S")
     for key, value in out.items():
-        # TIFF tags are ASCII; other keys are XML, which holds any text but control characters
-        if (key.startswith("TIFFTAG_") and not value.isascii()) or re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", value):
-            out[key] = value.encode("ascii", "replace").decode("ascii")
+        # tags are XML, which holds no control characters; TIFF's own are ASCII
+        clean = CONTROL_CHARACTERS.sub("?", value)
+        out[key] = clean.encode("ascii", "replace").decode("ascii") if key.startswith("TIFFTAG_") else clean
     return dict(sorted(out.items()))
 
 
@@ -156,6 +158,7 @@ def _wishes(
     compress: str,
     level: int | None,
     threads: int | None,
+    memory_bytes: int,
     interleave: str | None,
     style: bool,
     tags: Mapping[str, Any] | None,
@@ -173,6 +176,7 @@ def _wishes(
         compress.upper(),
         level,
         threads or available,
+        memory_bytes,
         interleave,
         style,
         _tags(layout, tags, description, datetime),
@@ -196,6 +200,7 @@ def write_cog(
     interleave: str | None = None,
     style: bool = True,
     threads: int | None = None,
+    memory_bytes: int | None = None,
 ) -> CogRecord:
     """Write a variable, or several of one kind and unit, to a cloud-optimised GeoTIFF.
 
@@ -241,6 +246,9 @@ def write_cog(
         Whether to write the QML.
     threads : int, optional
         By default the processors this process may use. The bytes do not depend on it.
+    memory_bytes : int, optional
+        Rasters of more bytes than this, as stored, pass through files beside the output instead of memory (a third
+        more for their overviews). By default 2 GiB, for Dask arrays 256 MiB.
 
     Returns
     -------
@@ -262,19 +270,21 @@ def write_cog(
     written as its GeoTIFF keys, and refused where those cannot hold it. Colour and category readers before GDAL 3.11
     need the ``.aux.xml`` to travel along.
     """
+    arrays, target = bands_of(data), Path(path)
+    lazy = any(array.chunks is not None for array in arrays)
     layout = layout_of(data, classes=classes, dtype=dtype, nodata=nodata, scale=scale, offset=offset)
     wishes = _wishes(
         layout,
         compress=compress,
         level=level,
         threads=threads,
+        memory_bytes=memory_bytes if memory_bytes is not None else MEMORY_BYTES_LAZY if lazy else MEMORY_BYTES,
         interleave=interleave,
         style=style,
         tags=tags,
         description=description,
         datetime=datetime,
     )
-    arrays, target = bands_of(data), Path(path)
 
     def fill(make: _Make) -> Planes:
         return _fill_from_arrays(arrays, layout, make, wishes.threads, target)
@@ -300,6 +310,7 @@ def write_cog_blocks(
     interleave: str | None = None,
     style: bool = True,
     threads: int | None = None,
+    memory_bytes: int | None = None,
 ) -> CogRecord:
     """Write a raster larger than memory from blocks that come one by one, in any order and of any size.
 
@@ -315,6 +326,8 @@ def write_cog_blocks(
     path : path-like
     classes, tags, compress, level, nodata, dtype, scale, offset, description, datetime, interleave, style, threads
         As in `write_cog`.
+    memory_bytes : int, optional
+        As in `write_cog`; 256 MiB by default.
 
     Returns
     -------
@@ -333,6 +346,7 @@ def write_cog_blocks(
         compress=compress,
         level=level,
         threads=threads,
+        memory_bytes=MEMORY_BYTES_LAZY if memory_bytes is None else memory_bytes,
         interleave=interleave,
         style=style,
         tags=tags,
@@ -431,29 +445,29 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
     size = len(layout.bands) * layout.shape[0] * layout.shape[1] * layout.dtype.itemsize
 
     def make(shape: tuple[int, int, int]) -> Planes:
-        if size <= IN_MEMORY_BYTES:
+        if size <= wishes.memory_bytes:
             return MemoryPlanes.filled(shape, layout.dtype, layout.nodata)
         with _guard(path):
             return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.raw", shape, layout.dtype, layout.nodata)
 
     made = scratch / "cog.tif"
-    with rasterio.Env(**_GDAL):
-        # outside the guard: what a lazy array fails to read is no fault of the output
-        base = fill(make)
-        with _guard(path):
-            overviews, statistics, histogram = build_overviews(
-                base,
-                make,
-                method=layout.overview,
-                nodata=layout.nodata,
-                histogram=layout.kind == "class",
-                threads=wishes.threads,
-            )
-            counts = {int(code): int(histogram[code]) for code in np.flatnonzero(histogram) if code != layout.nodata}
-            layout = _with_classes(layout, counts)
-            for planes in (base, *overviews):
-                planes.close()
-            vrt = vrt_xml(layout, base, overviews, statistics, counts, wishes.tags)
+    # outside the guard: what a lazy array fails to read is no fault of the output
+    base = fill(make)
+    with _guard(path):
+        overviews, statistics, histogram = build_overviews(
+            base,
+            make,
+            method=layout.overview,
+            nodata=layout.nodata,
+            histogram=layout.kind == "class",
+            threads=wishes.threads,
+        )
+        counts = {int(code): int(histogram[code]) for code in np.flatnonzero(histogram) if code != layout.nodata}
+        layout = _with_classes(layout, counts)
+        for planes in (base, *overviews):
+            planes.close()
+        vrt = vrt_xml(layout, base, overviews, statistics, counts, wishes.tags)
+        with rasterio.Env(**_GDAL):
             rasterio.shutil.copy(vrt, str(made), driver="COG", **_creation_options(layout, wishes, bool(overviews)))
             _verify(made, layout, len(overviews), wishes.interleave, path)
     with _guard(path):

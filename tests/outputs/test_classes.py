@@ -38,6 +38,7 @@ def test_a_variable_without_flags_has_no_table(raster):
         ({65535: "a"}, None),
         ({1.5: "a"}, None),
         ({1: " "}, None),
+        ({1: "a\x02"}, None),
         ({1: "a"}, {1: "blue"}),
         ({1: "a"}, {1: (1, 2, 300)}),
         ({1: "a", 2: "b"}, ["#000000"]),

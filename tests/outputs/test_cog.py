@@ -17,7 +17,7 @@ import xarray as xr
 from affine import Affine
 
 from geoeco.errors import GridError, InputError, OutputError
-from geoeco.outputs import ClassTable, cog, cog_record, write_cog, write_cog_blocks
+from geoeco.outputs import ClassTable, cog_record, write_cog, write_cog_blocks
 
 COVER = ClassTable.of({1: "wood & <hedge>", 2: "grass", 3: "maize", 4: "Gewässer", 5: "town"}, name="cover")
 KINDS = {
@@ -227,6 +227,14 @@ def test_tags_wavelengths_units_and_statistics_all_survive_the_copy(raster, tmp_
             assert float(own["STATISTICS_MEAN"]) == pytest.approx(src.read(band).mean(dtype=float), rel=1e-6)
 
 
+def test_text_that_tiff_or_xml_cannot_hold_is_replaced(raster, tmp_path):
+    tags = {"GEOECO_NOTE": "a < b & \x01 Gewässer"}
+    record = write_cog(raster(np.ones((5, 5))), tmp_path / "a.tif", tags=tags, description="Gewässer")
+    with rasterio.open(record.path) as src:
+        assert src.tags()["GEOECO_NOTE"] == "a < b & ? Gewässer"
+        assert src.tags()["TIFFTAG_IMAGEDESCRIPTION"] == "Gew?sser"
+
+
 def test_without_a_datetime_the_file_has_none(raster, tmp_path):
     record = write_cog(raster(np.ones((5, 5))), tmp_path / "a.tif")
     with rasterio.open(record.path) as src:
@@ -253,7 +261,7 @@ def digests(record):
 
 
 @pytest.mark.parametrize("kind", ["class", "continuous"])
-def test_bytes_do_not_depend_on_repeat_threads_blocks_or_laziness(raster, tmp_path, monkeypatch, kind):
+def test_bytes_do_not_depend_on_repeat_threads_blocks_or_laziness(raster, tmp_path, kind):
     array = of_kind(raster, kind, shape=(1101, 1303))
     first = digests(write_cog(array, tmp_path / "a" / "m.tif"))
     assert digests(write_cog(array, tmp_path / "b" / "m.tif", threads=1)) == first
@@ -261,15 +269,20 @@ def test_bytes_do_not_depend_on_repeat_threads_blocks_or_laziness(raster, tmp_pa
     assert digests(write_cog(array.chunk({"y": 300, "x": 711}), tmp_path / "c" / "m.tif")) == first
     values = array.to_numpy()
     for size, in_memory in ((256, True), (1000, True), (1000, False)):
-        if not in_memory:
-            monkeypatch.setattr(cog, "IN_MEMORY_BYTES", 1)
         windows = [
             (slice(y, min(y + size, 1101)), slice(x, min(x + size, 1303)))
             for x in range(0, 1303, size)
             for y in range(0, 1101, size)
         ]
         blocks = ((window, values[window]) for window in reversed(windows))
-        assert digests(write_cog_blocks(array, blocks, tmp_path / f"d{size}{in_memory}" / "m.tif")) == first
+        assert (
+            digests(
+                write_cog_blocks(
+                    array, blocks, tmp_path / f"d{size}{in_memory}" / "m.tif", memory_bytes=1 << 30 if in_memory else 0
+                )
+            )
+            == first
+        )
     assert [name for name, _ in first] == (
         ["m.tif", "m.tif.aux.xml", "m.qml"] if kind == "class" else ["m.tif", "m.qml"]
     )
@@ -497,16 +510,15 @@ def test_inputs_are_not_changed(raster, tmp_path):
 FULL_DISK = """
 import resource, sys
 import numpy as np
-from geoeco.outputs import cog
+from geoeco.outputs import write_cog
 from geoeco.errors import OutputError
 import xarray as xr
-cog.IN_MEMORY_BYTES = int(sys.argv[2])
 noise = np.random.default_rng(0).random((900, 900), dtype=np.float32)
 array = xr.DataArray(noise, dims=("y", "x"), coords={"y": -np.arange(900.), "x": np.arange(900.)}, name="v",
                      attrs={"kind": "continuous", "units": "1"}).rio.write_crs(32631)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
 try:
-    cog.write_cog(array, sys.argv[1])
+    write_cog(array, sys.argv[1], memory_bytes=int(sys.argv[2]))
 except OutputError as error:
     print("OutputError", error.what_to_do)
 """
