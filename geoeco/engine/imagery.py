@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from geoeco.engine.keys import canonical_json
 from geoeco.engine.recipes import Recipe, recipe_path
-from geoeco.errors import CatalogError, InputError
+from geoeco.errors import CatalogError
 from geoeco.grid import area_geobox, bbox_geometry, snap_geobox
+from geoeco.vectors import area_of_interest
 
 if TYPE_CHECKING:
     import pystac
@@ -67,21 +68,7 @@ def _area(recipe: Recipe) -> Geometry:
     area = recipe.grid.area if recipe.grid else None
     if isinstance(area, tuple):
         return bbox_geometry(area)
-    import geopandas
-    from odc.geo.geom import Geometry
-
-    path = recipe_path(str(area), recipe.folder)
-    try:
-        frame = geopandas.read_parquet(path) if path.endswith("parquet") else geopandas.read_file(path)
-    except Exception as error:
-        raise InputError(
-            f"the area of interest cannot be read: {error}",
-            where=path,
-            what_to_do="give a GeoJSON, GeoPackage or GeoParquet file, or four numbers",
-        ) from error
-    if frame.crs is None or frame.empty:
-        raise InputError("the area of interest has no CRS or no geometry", where=path)
-    return Geometry(frame.geometry.union_all(), frame.crs.to_wkt())
+    return area_of_interest(recipe_path(str(area), recipe.folder))
 
 
 def _area_geobox(recipe: Recipe, area: Geometry) -> GeoBox:
@@ -113,7 +100,8 @@ def _search(recipe: Recipe, geobox: GeoBox | None) -> list[pystac.Item]:
             + ("" if geobox is None else " over the area of interest")
             + ("" if imagery.max_cloud_cover is None else f" with at most {imagery.max_cloud_cover:g} % cloud"),
             where=href,
-            what_to_do="check inputs.imagery.period, collections and max_cloud_cover, and grid.area",
+            what_to_do="check inputs.imagery.period, collections and max_cloud_cover, and grid.area; "
+            f"the catalogue holds:\n{catalog.describe()}",
             code="catalog-empty",
         )
     return found

@@ -17,6 +17,7 @@ import pandas as pd
 from geoeco.errors import GridError, InputError
 from geoeco.grid import as_crs
 from geoeco.sampling.grids import normalise_longitude, utm_epsg
+from geoeco.vectors import read_table
 
 __all__ = ["check_locations", "points_from_table", "sort_by_place"]
 
@@ -27,30 +28,6 @@ _LISTED = 20
 def dropped(names: list[str], code: str, what: str) -> dict[str, Any]:
     """One entry of ``attrs["dropped"]``: how many rows went, which (the first ones), and why."""
     return {"code": code, "what": what, "count": len(names), "names": [str(n) for n in names[:_LISTED]]}
-
-
-def _read(table: str | Path | pd.DataFrame) -> pd.DataFrame:
-    frame: pd.DataFrame
-    if isinstance(table, pd.DataFrame):
-        return table
-    path = str(table)
-    try:
-        if path.endswith((".csv", ".csv.gz", ".txt", ".tsv")):
-            return pd.read_csv(path, sep="\t" if path.endswith(".tsv") else ",")
-        if path.endswith(".parquet"):
-            try:
-                frame = gpd.read_parquet(path)
-            except ValueError:
-                frame = pd.read_parquet(path)
-        else:
-            frame = gpd.read_file(path)
-    except Exception as error:
-        raise InputError(
-            "the table of points cannot be read",
-            where=path,
-            what_to_do="give CSV, Parquet or a vector file that GDAL reads",
-        ) from error
-    return frame
 
 
 def _column(table: pd.DataFrame, wanted: str | None, guesses: tuple[str, ...], where: str) -> str:
@@ -109,7 +86,7 @@ def points_from_table(
         If the CRS is missing or unknown.
     """
     where = str(table) if isinstance(table, str | Path) else ""
-    frame = _read(table)
+    frame = read_table(table)
     if not len(frame):
         raise InputError("the table of points is empty", where=where, what_to_do="give at least one row")
     if isinstance(frame, gpd.GeoDataFrame) and lon is None and lat is None:

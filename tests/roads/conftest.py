@@ -69,8 +69,12 @@ def contents(run: Path, *folders: str) -> dict[str, str]:
 
 
 def records(run: Path, pattern: str) -> dict[str, str]:
-    """Ledger records that are there now, by name: their whole text, which says when and by whom a task was done."""
-    return {path.relative_to(run).as_posix(): path.read_text() for path in run.glob(f"ledger/{pattern}/*.json")}
+    """Ledger records of tasks that are there now, by name: their whole text says when and by whom a task was done."""
+    return {
+        path.relative_to(run).as_posix(): path.read_text()
+        for path in run.glob(f"ledger/{pattern}/*.json")
+        if not path.parent.name.startswith("_")  # what the driver does before and after a step is done each time
+    }
 
 
 @contextlib.contextmanager
