@@ -6,9 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rasterio.enums import Resampling
 
 from geoeco.outputs.pyramid import FilePlanes, MemoryPlanes, band_statistics, build_overviews, halve, overview_shapes
 
@@ -56,6 +59,37 @@ def test_nodata_never_leaks_into_a_float_average():
     values[0, 0, 0], values[0, 2, 2:], values[0, 3, 2:] = 7, 1, 3
     out = halve(values, "average", -9999)[0]
     assert out.tolist() == [[7, -9999], [-9999, 2]]
+
+
+def gdal_overview(values, method, nodata):
+    """First overview as GDAL builds it."""
+    options = {"driver": "GTiff", "count": 1, "dtype": values.dtype, "nodata": nodata, "tiled": True}
+    transform = Affine(10, 0, 0, 0, -10, 0)
+    with rasterio.MemoryFile() as memory:
+        height, width = values.shape
+        with memory.open(**options, height=height, width=width, transform=transform) as dst:
+            dst.write(values, 1)
+            dst.build_overviews([2], method)
+        with memory.open(overview_level=0) as src:
+            return src.read(1)
+
+
+def test_averages_equal_those_of_gdal():
+    rng = np.random.default_rng(5)
+    values = rng.normal(10, 3, (640, 512)).astype(np.float32)
+    values[rng.random(values.shape) < 0.3] = -9999
+    expected = gdal_overview(values, Resampling.average, -9999)
+    assert np.allclose(halve(values[np.newaxis], "average", -9999)[0], expected, rtol=1e-6, atol=0)
+
+
+def test_modes_equal_those_of_gdal_where_one_class_wins():
+    rng = np.random.default_rng(5)
+    values = rng.choice(np.array([1, 2, 255], np.uint8), (640, 512), p=[0.5, 0.3, 0.2])
+    four = np.stack([values[::2, ::2], values[::2, 1::2], values[1::2, ::2], values[1::2, 1::2]])
+    clear = (four == 1).sum(axis=0) != (four == 2).sum(axis=0)
+    found, expected = halve(values[np.newaxis], "mode", 255)[0], gdal_overview(values, Resampling.mode, 255)
+    assert clear.mean() > 0.5
+    assert np.array_equal(found[clear], expected[clear])
 
 
 def test_dates_are_never_averaged():
