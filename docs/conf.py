@@ -40,6 +40,11 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Class attributes", "Attributes")]
 typehints_document_rtype = False
 # types of libraries whose own pages are not linked, because the pages are built offline
-suppress_warnings = ["sphinx_autodoc_typehints.forward_reference", "sphinx_autodoc_typehints.guarded_import"]
+suppress_warnings = [
+    "ref.python",  # an attribute named like a built-in type
+    "sphinx_autodoc_typehints.forward_reference",
+    "sphinx_autodoc_typehints.guarded_import",
+]
