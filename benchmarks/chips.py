@@ -274,7 +274,7 @@ def rasterio_arrays(folder: Path) -> dict[str, Any]:
     return _facts(chips)
 
 
-SAMPLE = 20
+SAMPLE = 10
 
 
 def odc_stac_arrays(folder: Path) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class ChipReader:
         self.limits = Limits(settings.min_clear, settings.max_nodata)
         self.given = dict(radiometry or {})
         self.banned: set[tuple[int, int]] = set()
-        self.bad_scenes: set[int] = set()
+        self.untrusted: set[int] = set()
         self.dropped: list[dict[str, Any]] = list(self.candidates.dropped)
         self.chosen: dict[Slot, int | str] = assign(self.candidates, self.limits)
         self.valid: dict[Slot, float] = {}
@@ -268,6 +268,8 @@ class ChipReader:
                     return
                 band = self.settings.bands.index(job.band)
                 how = self.given.get(scene.item.id) or sentinel2.radiometry(scene.item, job.band)
+                if not how.trusted:
+                    self.untrusted.add(job.scene)
                 table = sentinel2.reflectance_table(how, "int16")
                 for index, pixels in read_patches(raster, boxes, resampling="bilinear", nodata=how.nodata):
                     # every uint16 is an index of the table: "clip" clips nothing and spares a copy
@@ -284,12 +286,20 @@ class ChipReader:
         rows["valid_fraction"] = [
             self.valid.get((int(s), int(k)), float("nan")) for s, k in zip(at, season, strict=True)
         ]
+        rows["flags"] = [
+            ",".join(filter(None, [flags, *self._doubts(self.chosen[(int(s), int(k))])]))
+            for flags, s, k in zip(rows["flags"], at, season, strict=True)
+        ]
         boxes = [self.candidates.boxes[(s, int(epsg))] if epsg else None for s, epsg in enumerate(self.candidates.epsg)]
         rows["x0"] = np.array([b.affine.c if b is not None else np.nan for b in boxes])[at]
         rows["y1"] = np.array([b.affine.f if b is not None else np.nan for b in boxes])[at]
         rows["lon"], rows["lat"] = places["lon"].to_numpy()[at], places["lat"].to_numpy()[at]
         rows["sample"] = at + first
         return _as_table(rows, self.settings.size, self.settings.resolution)
+
+    def _doubts(self, answer: int | str) -> list[str]:
+        doubtful = isinstance(answer, int) and int(self.candidates.scene[answer]) in self.untrusted
+        return ["untrusted-radiometry"] if doubtful else []
 
     def notes(self) -> list[dict[str, Any]]:
         """Locations and items that were left out, and why."""
@@ -432,7 +442,8 @@ def season_chips(
     min_valid : float
         Least part of a chip's pixels with data in every band; a chip with less gives way to the next best image.
     radiometry : mapping, optional
-        By item id, where it is not what the metadata say (`geoeco.sensors.sentinel2.verify_radiometry`).
+        By item id, where it is not what the metadata say (`geoeco.sensors.sentinel2.verify_radiometry`). Chips whose
+        metadata are in doubt and that are not named here carry the flag ``untrusted-radiometry``.
     sign : str, optional
         Signing method of `geoeco.catalog.sign`.
     threads : int

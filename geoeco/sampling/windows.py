@@ -45,6 +45,8 @@ CALENDAR_DAYS: tuple[float, ...] = (79.0, 172.0, 265.0, 355.0)
 _DATES: tuple[str, ...] = ("greenup", "maturity", "senescence", "dormancy")
 _MCD12Q2_VALID = (11138, 32766)
 _MCD12Q2_FILL = 32767
+#: Of latitude, on the sphere.
+_METRES_PER_DEGREE = np.pi / 180.0 * 1000.0 * EARTH_RADIUS_KM
 #: Half width of the box that smooths the density of cycles over the year, days.
 _CYCLE_BOX_D = 45
 #: A cycle this far from the location's main one is another one, days (a quarter of a year).
@@ -202,16 +204,15 @@ def _sites_from_metrics(
     if crs is None:
         raise GridError("the season metrics have no CRS", what_to_do='open them with decode_coords="all"')
     points = locations.geometry.to_crs(str(crs))
-    unit = 1.0 if crs.projected else 1.0 / 111_320.0
     x, y = metrics["x"].to_numpy(), metrics["y"].to_numpy()
-    half = patch_m / 2.0 * unit
+    reach_y = patch_m / 2.0 if crs.projected else patch_m / 2.0 / _METRES_PER_DEGREE
     years = metrics.sizes["year"]
     days = np.full((len(locations), years, 4), np.nan)
     for site, point in enumerate(points):
-        columns = np.flatnonzero(np.abs(x - point.x) <= half)
-        rows = np.flatnonzero(np.abs(y - point.y) <= half)
-        inside = x.min() - half <= point.x <= x.max() + half and y.min() - half <= point.y <= y.max() + half
-        if not inside or not len(columns) or not len(rows):
+        reach_x = reach_y if crs.projected else reach_y / max(np.cos(np.radians(point.y)), 1e-6)
+        columns = np.flatnonzero(np.abs(x - point.x) <= reach_x)
+        rows = np.flatnonzero(np.abs(y - point.y) <= reach_y)
+        if not len(columns) or not len(rows):
             continue
         window = {"y": slice(rows[0], rows[-1] + 1), "x": slice(columns[0], columns[-1] + 1)}
         names = [n for n in (*_DATES, "peak", "amplitude", "quality") if n in metrics]

@@ -106,6 +106,19 @@ def test_the_offset_goes_by_the_baseline_and_nodata_is_masked_first(tile, place,
     assert np.allclose(np.nanmax(told["chips"].values[0, 0, 0]), 0.15)
 
 
+def test_doubtful_radiometry_is_flagged_unless_it_was_settled(tile, place, windows):
+    a = tile()
+    items = [a.scene(d, bands={"B02": 2000}) for d in FOUR]
+    # the flag of the catalogue and the baseline contradict each other
+    doubtful = items[1]
+    doubtful.properties |= {"s2:processing_baseline": "02.14", "earthsearch:boa_offset_applied": True}
+    assert not radiometry(doubtful).trusted
+    data = cut(items, place(CENTRE), windows(), bands=("B02",))
+    assert data["flags"].values[0].tolist() == ["", "untrusted-radiometry", "", ""]
+    settled = {doubtful.id: Radiometry(1e-4, -0.1)}
+    assert set(cut(items, place(CENTRE), windows(), bands=("B02",), radiometry=settled)["flags"].values[0]) == {""}
+
+
 def test_every_block_is_decoded_once(tile, place, windows, noise, monkeypatch):
     a = tile(blocks=32)
     items = [a.scene(d, bands=noise) for d in FOUR]

@@ -229,6 +229,17 @@ def test_a_raster_of_metrics_gives_the_patch_median_round_each_location():
     assert lazy.equals(found)
 
 
+def test_a_raster_in_degrees_takes_the_same_patch():
+    data = metrics(lambda y, c, i, j: ((100 + j, 150 + j, 230 + j, 300 + j), 0.5) if c == 1 else None)
+    step = 10 / 111_195
+    degrees = data.drop_vars("spatial_ref").assign_coords(
+        y=60.0 - step * (np.arange(20) + 0.5), x=5.0 + 2 * step * (np.arange(20) + 0.5)
+    )
+    degrees = degrees.rio.write_crs("EPSG:4326")
+    found = season_windows(degrees, points((5.0 + 2 * step * 5.5, 60.0 - step * 10)), patch_m=50)
+    assert found["start"].iloc[0] == 105
+
+
 def test_pixels_that_peak_on_either_side_of_new_year_agree():
     # the same field, but half the pixels peak in late December: their cycle carries the year before
     def cycles(year, cycle, i, j):
