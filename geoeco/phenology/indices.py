@@ -78,6 +78,11 @@ def evi(cube: xr.Dataset | xr.DataArray, *, blue: str = "B02", red: str = "B04",
     return _index("evi", "enhanced vegetation index", _evi, n, r, b)
 
 
+def red_and_nir(cube: xr.Dataset) -> list[xr.DataArray]:
+    """The two bands of a cube ``(time, y, x)`` whose sum is its brightness."""
+    return _bands(cube, ("B04", "B08"))
+
+
 def _evi2(n: Any, r: Any) -> Any:
     return _ratio(2.5 * (n - r), n + 2.4 * r + 1.0, 0.0)
 

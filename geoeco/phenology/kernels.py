@@ -11,7 +11,7 @@ normal equations stay pentadiagonal. On dates that all fall on knots this is Whi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -173,6 +173,82 @@ def despike(y: Any, w: Any, day: Any, depth: float, span: float, rounds: int, wo
 
 
 @_jit
+def _neighbours(y: Any, red: Any, nir: Any, w: Any, t: int, day: float, row: Any) -> None:
+    """Move the pair of nearest looks on: index (0, 1), brightness (2, 3), day and red of the nearer one (4, 5)."""
+    width = y.shape[1]
+    for a, b in ((1, 0), (3, 2)):
+        for j in range(width):
+            # the first look stands for its pair until there is a second one
+            older = row[b, j] if row[b, j] == row[b, j] else (y[t, j] if b == 0 else red[t, j] + nir[t, j])
+            row[a, j] = older if w[t, j] > 0.0 else row[a, j]
+    for j in range(width):
+        row[0, j] = y[t, j] if w[t, j] > 0.0 else row[0, j]
+    for j in range(width):
+        row[2, j] = red[t, j] + nir[t, j] if w[t, j] > 0.0 else row[2, j]
+    for j in range(width):
+        row[4, j] = day if w[t, j] > 0.0 else row[4, j]
+    for j in range(width):
+        row[5, j] = red[t, j] if w[t, j] > 0.0 else row[5, j]
+
+
+@_jit
+def screen(y: Any, red: Any, nir: Any, w: Any, day: Any, dip: float, change: float, past: Any, row: Any) -> None:
+    """Set the weight of looks to 0 that clouds or shadows changed although the mask let them through.
+
+    A look is left out if its index dips below the better one of the two looks before and of the two after by more
+    than `dip`, and its brightness (red + near infrared) says why: brighter than the darker one of both pairs (cloud),
+    or darker than the brighter one of both pairs without more red (shadow), by more than ``change (1 + span / 45
+    days)``. Soil that comes out under a canopy raises red but lowers near infrared, so a true trough stays.
+
+    Parameters
+    ----------
+    y, red, nir, w : (time, TILE)
+    day : (time,)
+    past : (6, time, TILE)
+    row : (7, TILE)
+    """
+    n = red.shape[0]
+    width = red.shape[1]
+    far = 1e6
+    row[:4] = np.nan
+    row[4] = -far
+    row[5] = -far
+    for t in range(n):
+        for i in range(6):
+            for j in range(width):
+                past[i, t, j] = row[i, j]
+        _neighbours(y, red, nir, w, t, day[t], row)
+    row[:4] = np.nan
+    row[4] = far
+    row[5] = -far
+    for t in range(n - 1, -1, -1):
+        for j in range(width):
+            limit = change * (1.0 + min((row[4, j] - past[4, t, j]) / 45.0, 4.0))
+            # at the ends of the series one side has no looks: the other one decides
+            before = max(past[0, t, j], past[1, t, j])
+            after = max(row[0, j], row[1, j])
+            before = before if before == before else after
+            after = after if after == after else before
+            share = (day[t] - past[4, t, j]) / (row[4, j] - past[4, t, j])
+            below = before + share * (after - before) - y[t, j] > dip
+            bright = red[t, j] + nir[t, j]
+            before = min(past[2, t, j], past[3, t, j])
+            after = min(row[2, j], row[3, j])
+            before = before if before == before else after
+            after = after if after == after else before
+            cloud = bright - max(before, after) > limit
+            before = max(past[2, t, j], past[3, t, j])
+            after = max(row[2, j], row[3, j])
+            before = before if before == before else after
+            after = after if after == after else before
+            shadow = (min(before, after) - bright > limit) & (red[t, j] < max(past[5, t, j], row[5, j]) + 0.03)
+            row[6, j] = 0.0 if below & (cloud | shadow) else w[t, j]
+        _neighbours(y, red, nir, w, t, day[t], row)
+        for j in range(width):
+            w[t, j] = row[6, j]
+
+
+@_jit
 def quantile(y: Any, w: Any, q: float, out: Any, low: Any, high: Any, need: Any) -> None:
     """Lower q-quantile of the looks with weight, to 1/4096 of their range, by bisection (no sort, vectorised)."""
     n = y.shape[0]
@@ -206,10 +282,78 @@ def quantile(y: Any, w: Any, q: float, out: Any, low: Any, high: Any, need: Any)
 
 
 @_jit
+def dormant_level(
+    z: Any, y: Any, w: Any, fit: Any, noise: float, out: Any, sigma: Any, low: Any, high: Any, need: Any
+) -> None:
+    """Dormant value of a tile: the mean of the curve where it cannot be told from its low end.
+
+    The low end is the lower 5 % quantile of the curve at its knots; what lies less than `noise` standard deviations
+    of the looks above it belongs to the same dormant state. Without noise this is the quantile itself.
+    """
+    n = z.shape[0]
+    width = z.shape[1]
+    lower_quantile(z, 0.05, out, low, high)
+    for j in range(width):
+        low[j] = 0.0
+        need[j] = 0.0
+    for t in range(y.shape[0]):
+        for j in range(width):
+            r = max(y[t, j] - fit[t, j], 0.0)
+            low[j] += w[t, j] * r * r
+        for j in range(width):
+            need[j] += w[t, j] if y[t, j] > fit[t, j] else 0.0
+    for j in range(width):
+        sigma[j] = np.sqrt(low[j] / max(need[j], 1e-9))
+    for j in range(width):
+        high[j] = out[j] + noise * sigma[j]
+    for j in range(width):
+        low[j] = 0.0
+        need[j] = 0.0
+    for k in range(n):
+        for j in range(width):
+            low[j] += z[k, j] if z[k, j] <= high[j] else 0.0
+        for j in range(width):
+            need[j] += 1.0 if z[k, j] <= high[j] else 0.0
+    for j in range(width):
+        out[j] = low[j] / max(need[j], 1.0)
+
+
+@_jit
+def lower_quantile(z: Any, q: float, out: Any, low: Any, high: Any) -> None:
+    """Lower q-quantile over the rows, to 1/4096 of their range, by bisection."""
+    n = z.shape[0]
+    width = z.shape[1]
+    need = max(1.0, np.ceil(q * n))
+    for j in range(width):
+        low[j] = np.inf
+        high[j] = -np.inf
+    for k in range(n):
+        for j in range(width):
+            low[j] = min(low[j], z[k, j])
+        for j in range(width):
+            high[j] = max(high[j], z[k, j])
+    for _ in range(12):
+        for j in range(width):
+            out[j] = 0.0
+        for k in range(n):
+            for j in range(width):
+                out[j] += 1.0 if z[k, j] <= 0.5 * (low[j] + high[j]) else 0.0
+        for j in range(width):
+            middle = 0.5 * (low[j] + high[j])
+            enough = out[j] >= need
+            high[j] = middle if enough else high[j]
+            low[j] = low[j] if enough else middle
+    for j in range(width):
+        out[j] = high[j]
+
+
+@_jit
 def reweight(y: Any, w0: Any, fit: Any, w: Any, scale: Any, count: Any) -> None:
     """Upper-envelope weights: looks far below the curve lose weight by Tukey's bisquare, looks above keep theirs.
 
-    Clouds and shadows only lower the index, so the residuals above the curve measure the noise.
+    Clouds and shadows only lower an index, so the residuals above the curve are free of them and measure the noise,
+    of which 0.02 is the smallest believed (a curve smoother than its looks must not lose the foot of the season).
+    All weight is lost at four standard deviations.
     """
     n = y.shape[0]
     width = y.shape[1]
@@ -223,13 +367,69 @@ def reweight(y: Any, w0: Any, fit: Any, w: Any, scale: Any, count: Any) -> None:
         for j in range(width):
             count[j] += w0[t, j] if y[t, j] > fit[t, j] else 0.0
     for j in range(width):
-        scale[j] = 3.0 * max(np.sqrt(scale[j] / max(count[j], 1e-9)), 0.005)
+        scale[j] = 1.0 / (4.0 * max(np.sqrt(scale[j] / max(count[j], 1e-9)), 0.02))
     for t in range(n):
         for j in range(width):
-            r = (y[t, j] - fit[t, j]) / scale[j]
-            v = 1.0 - r * r
-            v = v * v if r > -1.0 else 0.0
-            w[t, j] = w0[t, j] * (v if r < 0.0 else 1.0)
+            r = min((y[t, j] - fit[t, j]) * scale[j], 0.0)
+            v = max(1.0 - r * r, 0.0)
+            w[t, j] = w0[t, j] * v * v
+
+
+@_jit
+def v_curve(
+    y: Any,
+    w: Any,
+    knot: Any,
+    frac: Any,
+    grid: Any,
+    lams: Any,
+    z: Any,
+    fit: Any,
+    a0: Any,
+    a1: Any,
+    g: Any,
+    c: Any,
+    m: Any,
+    row: Any,
+) -> None:
+    """Choose lambda pixel by pixel by the V-curve (Frasso & Eilers 2015) over the ascending `grid`, into `lams`.
+
+    Between neighbouring lambdas the step of (log misfit, log roughness) is measured; lambda is the geometric middle
+    of the pair with the shortest one.
+    """
+    n = y.shape[0]
+    width = lams.size
+    # rows: misfit and roughness (0, 1), their logarithms at the lambda before (2, 3), shortest step (4), choice (5)
+    for j in range(width):
+        row[4, j] = np.inf
+        row[5, j] = grid[0]
+    for i in range(grid.size):
+        for j in range(width):
+            lams[j] = grid[i]
+        solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
+        at_dates(z, knot, frac, fit)
+        for j in range(width):
+            row[0, j] = 1e-12
+            row[1, j] = 1e-12
+        for t in range(n):
+            for j in range(width):
+                row[0, j] += w[t, j] * (y[t, j] - fit[t, j]) * (y[t, j] - fit[t, j])
+        for k in range(1, z.shape[0] - 1):
+            for j in range(width):
+                bend = z[k - 1, j] - 2.0 * z[k, j] + z[k + 1, j]
+                row[1, j] += bend * bend
+        for j in range(width):
+            misfit = np.log(row[0, j])
+            rough = np.log(row[1, j])
+            if i > 0:
+                step = (misfit - row[2, j]) ** 2 + (rough - row[3, j]) ** 2
+                if step < row[4, j]:
+                    row[4, j] = step
+                    row[5, j] = np.sqrt(grid[i] * grid[i - 1])
+            row[2, j] = misfit
+            row[3, j] = rough
+    for j in range(width):
+        lams[j] = row[5, j]
 
 
 # --- one curve ----------------------------------------------------------------------------------------------------
@@ -246,7 +446,8 @@ def value(curve: Any, x: float) -> float:
     c = curve[k + 1]
     a = curve[k - 1] if k > 0 else 2.0 * b - c
     d = curve[k + 2] if k < n - 2 else 2.0 * c - b
-    return b + 0.5 * u * (c - a + u * (2.0 * a - 5.0 * b + 4.0 * c - d + u * (3.0 * (b - c) + d - a)))
+    v: float = b + 0.5 * u * (c - a + u * (2.0 * a - 5.0 * b + 4.0 * c - d + u * (3.0 * (b - c) + d - a)))
+    return v
 
 
 @_jit
@@ -271,6 +472,35 @@ def extreme(curve: Any, k: int, step: int, sign: float) -> tuple[float, float]:
         if bend < 0.0:
             x += 0.5 * (a - c) / bend
     return x, sign * most
+
+
+@_jit
+def summit(curve: Any, day: float, top: float, level: float, step: int) -> tuple[float, float]:
+    """Day and value of a summit that noise leaves open down to `level`.
+
+    All days around the highest one whose value lies above `level` could be the peak: their centroid (weight: the
+    height above that level) and their mean value. Without noise these are the peak itself.
+    """
+    middle = round(day)
+    weight = 0.0
+    moment = 0.0
+    total = 0.0
+    count = 0.0
+    last = (curve.size - 1) * step
+    for way in (-1, 1):
+        x = middle if way == 1 else middle - 1
+        while 0 <= x <= last:
+            v = value(curve, x / step)
+            if v < level:
+                break
+            weight += v - level
+            moment += (v - level) * (x - day)
+            total += v
+            count += 1.0
+            x += way
+    if count < 3.0 or weight <= 0.0:
+        return day, top
+    return day + moment / weight, total / count
 
 
 @_jit
@@ -337,9 +567,9 @@ def find_peaks(
         chosen = -1
         for i in range(n):
             v = curve[peaks[i]]
-            if v > tried or (v == tried and peaks[i] > tried_at):
-                if chosen < 0 or v < curve[peaks[chosen]]:
-                    chosen = i
+            open_ = v > tried or (v == tried and peaks[i] > tried_at)
+            if open_ and (chosen < 0 or v < curve[peaks[chosen]]):
+                chosen = i
         if chosen < 0:
             break
         p = peaks[chosen]
@@ -412,6 +642,36 @@ def grade(day: Any, y: Any, w: Any, fit: Any, start: float, stop: float) -> tupl
 
 
 @_jit
+def believed(day: Any, w: Any, step: int, n_knots: int) -> tuple[int, int]:
+    """First and last knot between a pixel's own first and last look; (0, -1) without looks."""
+    t_first = -1
+    t_last = -1
+    for t in range(day.size):
+        if w[t] > 0.0:
+            t_last = t
+            if t_first < 0:
+                t_first = t
+    if t_first < 0:
+        return 0, -1
+    return int(np.ceil(day[t_first] / step)), min(int(np.floor(day[t_last] / step)), n_knots - 1)
+
+
+@_jit
+def area_under(curve: Any, start: float, stop: float, step: int) -> float:
+    """Trapezoids on the days from `start` to `stop`."""
+    x = start
+    area = 0.0
+    v = value(curve, x / step)
+    while x < stop:
+        following = min(np.floor(x) + 1.0, stop)
+        after = value(curve, following / step)
+        area += 0.5 * (v + after) * (following - x)
+        v = after
+        x = following
+    return area
+
+
+@_jit
 def seasons(
     curve: Any,
     day: Any,
@@ -420,14 +680,11 @@ def seasons(
     snow: Any,
     fit: Any,
     step: int,
-    reach_days: float,
-    least: float,
-    share: float,
     levels: Any,
     years: Any,
     floor: float,
-    min_looks: int,
-    max_gap: float,
+    slack: float,
+    rules: Any,
     peaks: Any,
     left: Any,
     right: Any,
@@ -438,29 +695,16 @@ def seasons(
     `day` counts from the first knot, `years` holds the first day of each year and of the year after the last.
     """
     n_years = years.size - 1
-    for year in range(n_years):
-        for cycle in range(2):
-            for i in range(10):
-                out[i, year, cycle] = np.nan
-            out[10, year, cycle] = 255.0
-            out[11, year, cycle] = 0.0
-    # the curve is only believed between the pixel's own first and last look
-    t_first = -1
-    t_last = -1
-    for t in range(day.size):
-        if w[t] > 0.0:
-            t_last = t
-            if t_first < 0:
-                t_first = t
-    if t_first < 0:
-        for year in range(n_years):
-            out[11, year, 0] = 255.0
-        return
-    first = int(np.ceil(day[t_first] / step))
-    last = min(int(np.floor(day[t_last] / step)), curve.size - 1)
+    out[:10] = np.nan
+    out[10] = 255.0
+    out[11] = 0.0
+    first, last = believed(day, w, step, curve.size)
     for k in range(curve.size):
         curve[k] = max(curve[k], floor)
-    n = find_peaks(curve, first, last, int(reach_days // step), least, share, peaks, left, right)
+    n = 0
+    if last > first:
+        reach = int(rules.reach_days // step)
+        n = find_peaks(curve, first, last, reach, rules.min_amplitude, rules.min_range_share, peaks, left, right)
     for i in range(n):
         peak_day, peak = extreme(curve, peaks[i], step, 1.0)
         year = -1
@@ -471,6 +715,9 @@ def seasons(
             continue
         left_day, v_left = extreme(curve, left[i], step, -1.0)
         right_day, v_right = extreme(curve, right[i], step, -1.0)
+        # no more slack than a fifth of the cycle, or small cycles would lose their shape
+        lower = peak - min(slack, 0.2 * (peak - max(v_left, v_right)))
+        peak_day, peak = summit(curve, peak_day, peak, lower, step)
         base = 0.5 * (v_left + v_right)
         amplitude = peak - base
         out[11, year, 0] += 1.0
@@ -486,35 +733,22 @@ def seasons(
         for p in range(3):
             out[p, year, cycle] = rising(curve, left_day, peak_day, v_left + levels[p] * (peak - v_left), step)
             out[6 - p, year, cycle] = falling(curve, peak_day, right_day, v_right + levels[p] * (peak - v_right), step)
+        start = out[0, year, cycle]
+        stop = out[6, year, cycle]
         out[3, year, cycle] = peak_day
         out[7, year, cycle] = base
         out[8, year, cycle] = amplitude
-        start = out[0, year, cycle]
-        stop = out[6, year, cycle]
-        # large integral: trapezoids on the days between start and end
-        x = start
-        area = 0.0
-        v = value(curve, x / step)
-        while x < stop:
-            following = min(np.floor(x) + 1.0, stop)
-            after = value(curve, following / step)
-            area += 0.5 * (v + after) * (following - x)
-            v = after
-            x = following
-        out[9, year, cycle] = area
+        out[9, year, cycle] = area_under(curve, start, stop, step)
         gap_left, r2_left = grade(day, y, w, fit, left_day, peak_day)
         gap_right, r2_right = grade(day, y, w, fit, peak_day, right_day)
         gap = max(gap_left, gap_right)
-        r2 = min(r2_left, r2_right)
         quality = 5.0
-        if r2 > 0.75 and gap <= 0.3:
+        if min(r2_left, r2_right) > 0.75 and gap <= 0.3:
             quality = 1.0 if gap <= 0.2 else 2.0
-            snowy = False
             for t in range(day.size):
-                snowy = snowy or (snow[t] > 0 and left_day <= day[t] <= right_day)
-            if snowy:
-                quality = 3.0
-        # a segment that the edge of the data cuts before its level was reached: its baseline is not known
+                if snow[t] > 0 and left_day <= day[t] <= right_day:
+                    quality = 3.0
+        # a half that the edge of the looks cuts while the curve still moves: its baseline is not known
         if (left[i] == first and start - first * step < 20.0) or (right[i] == last and last * step - stop < 20.0):
             quality = 9.0
         out[10, year, cycle] = quality
@@ -530,12 +764,59 @@ def seasons(
                 gap = max(gap, day[t] - previous)
                 previous = day[t]
         gap = max(gap, years[year + 1] - previous)
-        if looks < min_looks or gap > max_gap:
+        if looks < rules.min_looks or gap > rules.max_gap:
             out[11, year, 0] = 255.0
-        elif looks > 23 and gap <= 30.0:
-            out[10, year, 0] = 6.0
         else:
-            out[10, year, 0] = 7.0
+            out[10, year, 0] = 6.0 if looks > 23 and gap <= 30.0 else 7.0
+
+
+@_jit
+def load_tile(series: Any, weights: Any, p0: int, width: int, y: Any, w: Any) -> None:
+    """Looks of a tile as float64, with weight 0 where there is none."""
+    for t in range(series.shape[0]):
+        for j in range(width):
+            v = series[t, p0 + j]
+            good = np.isfinite(v)
+            y[t, j] = v if good else 0.0
+            w[t, j] = 1.0 if good else 0.0
+    if weights.shape[1] > 0:
+        for t in range(series.shape[0]):
+            for j in range(width):
+                w[t, j] *= max(weights[t, p0 + j], 0.0)
+
+
+@_jit
+def set_snow(
+    snow: Any, p0: int, width: int, y: Any, w: Any, snowy: Any, floor: Any, low: Any, high: Any, need: Any
+) -> None:
+    """Snow says that the ground is dormant, not how green it is: dormant value with half the weight (MSLSP)."""
+    for t in range(y.shape[0]):
+        for j in range(width):
+            snowy[t, j] = snow[t, p0 + j]
+            w[t, j] = 0.0 if snowy[t, j] > 0 else w[t, j]
+    quantile(y, w, 0.05, floor, low, high, need)
+    for t in range(y.shape[0]):
+        for j in range(width):
+            if snowy[t, j] > 0 and np.isfinite(floor[j]):
+                y[t, j] = floor[j]
+                w[t, j] = 0.5
+
+
+class Rules(NamedTuple):
+    """Numbers that the season search goes by; see `geoeco.phenology.metrics`."""
+
+    envelope: int
+    dip_depth: float
+    dip_span: float
+    screen_dip: float
+    screen_change: float
+    reach_days: float
+    min_amplitude: float
+    min_range_share: float
+    min_looks: int
+    max_gap: float
+    dormant_noise: float
+    top_noise: float
 
 
 @_jit
@@ -543,29 +824,25 @@ def metrics_range(
     series: Any,
     weights: Any,
     snow: Any,
+    red: Any,
+    nir: Any,
     start: int,
     stop: int,
     day: Any,
     knot: Any,
     frac: Any,
-    lam: float,
+    grid: Any,
     n_knots: int,
     step: int,
-    rounds: int,
-    dip_depth: float,
-    dip_span: float,
-    reach_days: float,
-    least: float,
-    share: float,
     levels: Any,
     years: Any,
-    min_looks: int,
-    max_gap: float,
+    rules: Any,
     out: Any,
 ) -> None:
     """Season metrics of the pixels [start, stop) of ``series (time, pixel)`` into ``out (12, year, 2, pixel)``.
 
-    `weights` and `snow` are (time, pixel), or have no pixels where there are none.
+    `weights`, `snow`, `red` and `nir` are (time, pixel), or have no pixels where there are none. `grid` holds one
+    lambda for all pixels, or several from which the V-curve chooses.
     """
     n_times = series.shape[0]
     n_years = years.size - 1
@@ -573,16 +850,20 @@ def metrics_range(
     w0 = np.zeros((n_times, TILE))
     w = np.zeros((n_times, TILE))
     fit = np.zeros((n_times, TILE))
+    reds = np.zeros((n_times, TILE))
+    nirs = np.zeros((n_times, TILE))
     snowy = np.zeros((n_times, TILE), np.uint8)
-    spikes = np.zeros((4, n_times, TILE))
+    past = np.zeros((6, n_times, TILE))
+    row = np.zeros((7, TILE))
     z = np.zeros((n_knots, TILE))
     a0 = np.zeros((n_knots, TILE))
     a1 = np.zeros((n_knots, TILE))
     g = np.zeros((n_knots, TILE))
     c = np.zeros((n_knots, TILE))
     m = np.zeros((n_knots, TILE))
-    lams = np.full(TILE, lam)
+    lams = np.full(TILE, grid[0])
     floor = np.zeros(TILE)
+    sigma = np.zeros(TILE)
     low = np.zeros(TILE)
     high = np.zeros(TILE)
     need = np.zeros(TILE)
@@ -597,40 +878,33 @@ def metrics_range(
     one = np.zeros((12, n_years, 2))
     for p0 in range(start, stop, TILE):
         width = min(TILE, stop - p0)
-        for t in range(n_times):
-            for j in range(width):
-                v = series[t, p0 + j]
-                good = np.isfinite(v)
-                y[t, j] = v if good else 0.0
-                w0[t, j] = 1.0 if good else 0.0
-        if weights.shape[1] > 0:
+        load_tile(series, weights, p0, width, y, w0)
+        if red.shape[1] > 0:
             for t in range(n_times):
                 for j in range(width):
-                    v = weights[t, p0 + j]
-                    w0[t, j] *= v if v > 0.0 else 0.0
+                    reds[t, j] = red[t, p0 + j] if w0[t, j] > 0.0 else 0.0
+                for j in range(width):
+                    nirs[t, j] = nir[t, p0 + j] if w0[t, j] > 0.0 else 0.0
+            if snow.shape[1] > 0:
+                for t in range(n_times):
+                    for j in range(width):
+                        w0[t, j] = 0.0 if snow[t, p0 + j] > 0 else w0[t, j]
+            for _ in range(2):
+                screen(y, reds, nirs, w0, day, rules.screen_dip, rules.screen_change, past, row)
+        if rules.dip_depth > 0.0:
+            despike(y, w0, day, rules.dip_depth, rules.dip_span, 50, past)
         if snow.shape[1] > 0:
-            # snow says "dormant" but not how green: set to the dormant value, weight one half (MSLSP)
-            for t in range(n_times):
-                for j in range(width):
-                    snowy[t, j] = snow[t, p0 + j]
-                    if snowy[t, j] > 0:
-                        w0[t, j] = 0.0
-            quantile(y, w0, 0.05, floor, low, high, need)
-            for t in range(n_times):
-                for j in range(width):
-                    if snowy[t, j] > 0 and np.isfinite(floor[j]):
-                        y[t, j] = floor[j]
-                        w0[t, j] = 0.5
-        if dip_depth > 0.0:
-            despike(y, w0, day, dip_depth, dip_span, 50, spikes)
-        quantile(y, w0, 0.05, floor, low, high, need)
+            set_snow(snow, p0, width, y, w0, snowy, floor, low, high, need)
         w[:] = w0
+        if grid.size > 1:
+            v_curve(y, w0, knot, frac, grid, lams, z, fit, a0, a1, g, c, m, row)
         solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
         at_dates(z, knot, frac, fit)
-        for _ in range(rounds):
+        for _ in range(rules.envelope):
             reweight(y, w0, fit, w, low, need)
             solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
             at_dates(z, knot, frac, fit)
+        dormant_level(z, y, w0, fit, rules.dormant_noise, floor, sigma, low, high, need)
         for j in range(width):
             looks = 0
             for t in range(n_times):
@@ -641,7 +915,7 @@ def metrics_range(
                 looks += 1 if w0[t, j] > 0.0 else 0
             for k in range(n_knots):
                 curve[k] = z[k, j]
-            if looks < min_looks:
+            if looks < rules.min_looks:
                 one_w[:] = 0.0
             seasons(
                 curve,
@@ -651,14 +925,11 @@ def metrics_range(
                 one_snow,
                 one_fit,
                 step,
-                reach_days,
-                least,
-                share,
                 levels,
                 years,
                 floor[j],
-                min_looks,
-                max_gap,
+                rules.top_noise * sigma[j],
+                rules,
                 peaks,
                 left,
                 right,
@@ -672,48 +943,38 @@ def metrics_range(
 
 @_jit
 def smooth_range(
-    series: Any, weights: Any, start: int, stop: int, knot: Any, frac: Any, lam: float, rounds: int, out: Any
+    series: Any, weights: Any, start: int, stop: int, knot: Any, frac: Any, grid: Any, rounds: int, out: Any
 ) -> None:
-    """Whittaker curves of the pixels [start, stop) at the knots, ``out (knot, pixel)``."""
+    """Whittaker curves of the pixels [start, stop) at the knots, ``out (knot, pixel)``; `grid` as above."""
     n_times = series.shape[0]
     n_knots = out.shape[0]
     y = np.zeros((n_times, TILE))
     w0 = np.zeros((n_times, TILE))
     w = np.zeros((n_times, TILE))
     fit = np.zeros((n_times, TILE))
+    row = np.zeros((7, TILE))
     z = np.zeros((n_knots, TILE))
     a0 = np.zeros((n_knots, TILE))
     a1 = np.zeros((n_knots, TILE))
     g = np.zeros((n_knots, TILE))
     c = np.zeros((n_knots, TILE))
     m = np.zeros((n_knots, TILE))
-    lams = np.full(TILE, lam)
-    low = np.zeros(TILE)
-    need = np.zeros(TILE)
-    looks = np.zeros(TILE)
+    lams = np.full(TILE, grid[0])
     for p0 in range(start, stop, TILE):
         width = min(TILE, stop - p0)
-        looks[:] = 0.0
-        for t in range(n_times):
-            for j in range(width):
-                v = series[t, p0 + j]
-                good = np.isfinite(v)
-                y[t, j] = v if good else 0.0
-                w0[t, j] = 1.0 if good else 0.0
-        if weights.shape[1] > 0:
-            for t in range(n_times):
-                for j in range(width):
-                    v = weights[t, p0 + j]
-                    w0[t, j] *= v if v > 0.0 else 0.0
-        for t in range(n_times):
-            for j in range(width):
-                looks[j] += 1.0 if w0[t, j] > 0.0 else 0.0
+        load_tile(series, weights, p0, width, y, w0)
+        if grid.size > 1:
+            v_curve(y, w0, knot, frac, grid, lams, z, fit, a0, a1, g, c, m, row)
         w[:] = w0
         solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
         for _ in range(rounds):
             at_dates(z, knot, frac, fit)
-            reweight(y, w0, fit, w, low, need)
+            reweight(y, w0, fit, w, row[0], row[1])
             solve(y, w, knot, frac, lams, z, a0, a1, g, c, m)
+        row[2] = 0.0
+        for t in range(n_times):
+            for j in range(width):
+                row[2, j] += 1.0 if w0[t, j] > 0.0 else 0.0
         for k in range(n_knots):
             for j in range(width):
-                out[k, p0 + j] = z[k, j] if looks[j] >= 2.0 else np.nan
+                out[k, p0 + j] = z[k, j] if row[2, j] >= 2.0 else np.nan

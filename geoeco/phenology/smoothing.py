@@ -19,7 +19,9 @@ METHODS: tuple[str, ...] = ("whittaker", "savitzky-golay", "double-logistic")
 
 STEP_DAYS = 5
 #: Whittaker's lambda for a daily grid; see docs/phenology.md for how it was chosen.
-LAMBDA = 20_000.0
+LAMBDA = 1_000.0
+#: Lambdas (daily grid) among which the V-curve chooses.
+LAMBDA_GRID = tuple(10.0 ** (0.5 * i) for i in range(9))
 
 
 def scaled_lambda(lmbda: float, from_step: float, to_step: float) -> float:
@@ -27,6 +29,13 @@ def scaled_lambda(lmbda: float, from_step: float, to_step: float) -> float:
     if not (np.isfinite(lmbda) and lmbda > 0):
         raise InputError(f"lmbda must be a positive number, not {lmbda}")
     return float(lmbda) * (from_step / to_step) ** 3
+
+
+def lambda_grid(lmbda: float | None, from_step: float, to_step: int) -> npt.NDArray[np.float64]:
+    """One lambda for the step of the knots, or the grid of the V-curve where none is given."""
+    if lmbda is None:
+        return np.array([scaled_lambda(v, 1.0, to_step) for v in LAMBDA_GRID])
+    return np.array([scaled_lambda(lmbda, from_step, to_step)])
 
 
 def smooth(
@@ -73,7 +82,7 @@ def smooth(
         raise InputError(f"there is no smoother {method!r}", what_to_do=f"use one of {', '.join(METHODS)}")
     series = stacks.check_series(series, "series")
     grid = stacks.knots(series["time"], step_days)
-    lam = scaled_lambda(LAMBDA if lmbda is None else lmbda, lmbda_step, step_days)
+    lams = lambda_grid(lmbda, lmbda_step, step_days)
 
     def block(values: npt.NDArray[Any], given: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
         shape = values.shape[:-1]
@@ -82,7 +91,7 @@ def smooth(
         out = np.empty((grid.count, flat.shape[1]), np.float32)
 
         def work(start: int, stop: int) -> None:
-            kernels.smooth_range(flat, weight, start, stop, grid.left, grid.fraction, lam, envelope, out)
+            kernels.smooth_range(flat, weight, start, stop, grid.left, grid.fraction, lams, envelope, out)
 
         stacks.each_range(work, flat.shape[1], threads, kernels.TILE)
         return np.moveaxis(out.reshape(grid.count, *shape), 0, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -143,7 +144,7 @@ def each_range(work: Callable[[int, int], None], pixels: int, threads: int | Non
         return
     edges = [tiles * i // parts * tile for i in range(parts)] + [pixels]
     with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(work, a, b) for a, b in zip(edges, edges[1:], strict=False)]:
+        for done in [pool.submit(work, a, b) for a, b in itertools.pairwise(edges)]:
             done.result()
 
 
