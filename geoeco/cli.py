@@ -298,7 +298,9 @@ def _run(
     subscribers = [] if quiet else [progress_for()]
     timeout = min(60.0, options["no_workers_timeout"])
     with connect(cluster, plan=planned, workers=workers, memory_limit=memory_limit, timeout=timeout) as client:
-        made = recipe.run(out, client, plan=planned, memory_limit=limit, subscribers=subscribers, **options)
+        made = recipe.run(
+            out, client, plan=planned, memory_limit=limit, subscribers=subscribers, progress=False, **options
+        )
     _show_run(made)
     raise typer.Exit(made.exit_code)
 

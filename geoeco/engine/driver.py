@@ -34,7 +34,8 @@ from geoeco.engine.imagery import item_dict, items_document
 from geoeco.engine.keys import DATA_VERSION, task_key
 from geoeco.engine.ledger import Ledger, Record
 from geoeco.engine.locking import RunLock
-from geoeco.engine.planning import Plan, machine_memory, make_plan
+from geoeco.engine.planning import IDLE_WORKER_BYTES, Plan, machine_memory, make_plan
+from geoeco.engine.progress import is_interactive, progress_for
 from geoeco.engine.provenance import describe
 from geoeco.engine.stores import RunStore
 from geoeco.engine.tasks import TaskCall, check_output
@@ -66,6 +67,7 @@ def run_recipe(
     memory_limit: int | None = None,
     gdal: Mapping[str, str] | None = None,
     subscribers: Iterable[Subscriber] = (),
+    progress: bool = True,
     no_workers_timeout: float = 300.0,
 ) -> Run:
     """Run a recipe into a folder; in a folder that has the run already, go on where it stopped.
@@ -94,6 +96,8 @@ def run_recipe(
         GDAL settings of the workers; `geoeco.cubes.gdal_settings` when not given.
     subscribers : iterable of callable
         Called with every event.
+    progress : bool
+        Show progress in a notebook or a terminal; elsewhere nothing is shown.
     no_workers_timeout : float
         Seconds without any worker after which the run is given up.
 
@@ -139,10 +143,11 @@ def run_recipe(
                 code="recipe-changed",
             )
         for name in changed:
+            store.remove(name)  # before its records: as long as those are there, the step counts as changed
             ledger.forget(name)
-            store.remove(name)
             records = {key: record for key, record in records.items() if not key.startswith(f"{name}/")}
-        events = EventStream([JsonLines(store, session), *subscribers])
+        shown = [progress_for()] if progress and is_interactive() else []
+        events = EventStream([JsonLines(store, session), *shown, *subscribers])
         execution = _Execution(plan, store, ledger, records, executor, events, session, retries, backoff)
         try:
             _write_plan(plan, store)
@@ -629,6 +634,7 @@ class _Execution:
                     time.sleep(self._delay(attempt))
                     continue
                 self.quarantine(name, step.name, fault)
+                self.events(Notice(f"{name}: {fault.code}: {fault.what}"))
                 return fault
             return None
         raise AssertionError  # the loop has no other end
@@ -718,6 +724,7 @@ class _Execution:
                     "seconds": round(sum(float(record.get("seconds", 0.0)) for _, record in mine), 3),
                     "bytes": sum(task.bytes_in + task.bytes_out for task, _ in mine),
                     "peak_bytes": max(int(record.get("peak_bytes", 0)) for _, record in mine),
+                    "bound_bytes": IDLE_WORKER_BYTES + max(task.memory_bytes for task, _ in mine),
                 }
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback as tb
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from geoeco.errors import GeoecoError, TransientError
 
-__all__ = ["Fault", "fault_of", "is_disk_full", "is_transient"]
+__all__ = ["Fault", "fault_of", "is_disk_full", "is_transient", "redacted"]
 
 _TRANSIENT_ERRNO = frozenset(
     {
@@ -45,6 +46,9 @@ _TRANSIENT_NAMES = frozenset(
         "ServerDisconnectedError",
     }
 )
+#: Query parameters that sign an address, of all the clouds: ``sig``, ``X-Amz-Signature``, ``access_token`` ...
+_SECRET = re.compile(r"(?i)([?&][\w.%-]*(?:sig|token|key|credential|secret|password)[\w.%-]*=)[^&\s'\"<>]+")
+_USER = re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s:@]+:[^/\s@]+@")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,11 @@ def is_transient(error: BaseException) -> bool:
     return any(kind.__name__ in _TRANSIENT_NAMES for kind in type(error).__mro__)
 
 
+def redacted(text: str) -> str:
+    """Text without the secrets of signed addresses: faults end up in reports that people pass on."""
+    return _USER.sub(r"\1", _SECRET.sub(r"\1...", text))
+
+
 def fault_of(error: BaseException, *, items: Sequence[str] = ()) -> Fault:
     """Make plain data of an error.
 
@@ -143,12 +152,12 @@ def fault_of(error: BaseException, *, items: Sequence[str] = ()) -> Fault:
     item = str(getattr(error, "item", "") or (max(named, key=len) if named else ""))
     return Fault(
         code=code,
-        what=what,
-        where=where,
+        what=redacted(what),
+        where=redacted(where),
         what_to_do=todo,
         item=item,
         asset=str(getattr(error, "asset", "") or ""),
-        traceback=text,
+        traceback=redacted(text),
         transient=not full and is_transient(error),
         disk_full=full,
     )

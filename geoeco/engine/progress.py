@@ -20,6 +20,11 @@ from geoeco.engine.events import (
 __all__ = ["NotebookProgress", "PlainLines", "TerminalProgress", "progress_for"]
 
 
+def is_interactive() -> bool:
+    """Whether someone is likely to watch: in a notebook, or at a terminal."""
+    return "ipykernel" in sys.modules or sys.stderr.isatty()
+
+
 def progress_for(stream: IO[str] | None = None) -> Subscriber:
     """Choose the progress display that fits where we are.
 

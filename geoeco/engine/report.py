@@ -98,6 +98,7 @@ def _steps(info: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[dict[st
                 "counts": counts[step["name"]],
                 "seconds": f"{timing['seconds']:.1f}" if timing else "",
                 "peak": f"{timing['peak_bytes'] / 2**20:.0f}" if timing else "",
+                "bound": f"{timing['bound_bytes'] / 2**20:.0f}" if timing else "",
             }
         )
     return found

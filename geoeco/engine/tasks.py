@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from geoeco.engine.faults import Fault, fault_of
@@ -67,6 +70,7 @@ def _recorded(call: TaskCall) -> dict[str, Any]:
         return known  # a worker died after writing the record and before saying so
     scratch = tempfile.mkdtemp(prefix="geoeco-")
     started = time.perf_counter()
+    reset_peak()
     try:
         context = replace(call.context, scratch=scratch)
         result = call.verb.run(context.settings, call.task, context)
@@ -124,11 +128,21 @@ def check_output(output: Output, store: RunStore, where: str) -> None:
         )
 
 
+def reset_peak() -> None:
+    """Forget the peak of this process's memory so far, where the system can (Linux)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
-    """Peak resident memory of this process in bytes."""
+    """Peak resident memory of this process in bytes since `reset_peak`; since its start where that cannot be told."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        pass
     try:
         import resource
-        import sys
     except ImportError:  # not a POSIX system
         return 0
     unit = 1 if sys.platform == "darwin" else 1024

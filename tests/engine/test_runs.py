@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import dummies
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from geoeco.engine import IDLE_WORKER_BYTES, RunStore, load_run, write_report
 from geoeco.engine.events import StepStarted, TaskFinished, TaskRetried
@@ -226,6 +231,27 @@ def test_a_disk_too_full_even_for_the_books_is_said_plainly(switches, make_recip
     assert "resume" in caught.value.what_to_do
 
 
+def test_a_really_full_disk_ends_the_run_and_a_larger_one_goes_on(switches, make_recipe, tmp_path, undisturbed):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=256k"]
+    if not mount or subprocess.run([mount, *options, "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting needs rights that this user does not have")
+    out = disk / "out"
+    try:
+        (disk / "ballast").write_bytes(bytes(200 * 1024))
+        with contextlib.suppress(OutputError):
+            assert go(make_recipe("[{verb: make, count: 4}, {verb: upper}, {verb: join}]"), out).exit_code in (1, 3)
+        for path in (out / "ledger").rglob("*.json"):
+            assert json.loads(path.read_text())["id"]
+        (disk / "ballast").unlink()
+        assert go(make_recipe(), out).exit_code == 0
+        assert outputs(out) == undisturbed
+    finally:
+        subprocess.run([shutil.which("umount"), disk], check=True)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
     store = RunStore(tmp_path)
     store.write_json("ledger/a/b/c.json", {"id": 1})
@@ -439,3 +465,53 @@ def test_task_ids_are_safe_as_file_names(bad):
         Task(bad)
     with pytest.raises(OutputError):
         RunStore("/run").url("../outside")
+
+
+#: What goes wrong in one session: a switch for each of some tasks.
+disturbances = st.dictionaries(
+    st.sampled_from(["t0", "t1", "t2", "t3"]), st.sampled_from(["bad", "drop", "transient", "full"]), max_size=3
+)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sessions=st.lists(disturbances, min_size=1, max_size=3))
+def test_whatever_went_wrong_before_a_healed_run_ends_as_if_nothing_had(
+    switches, make_recipe, undisturbed, tmp_path_factory, sessions
+):
+    out = tmp_path_factory.mktemp("healed") / "out"
+    shutil.rmtree(switches / "executions", ignore_errors=True)
+    believed: dict[str, int] = {}
+    for session in sessions:
+        for key, name in session.items():
+            (switches / f"{name}.{key}").write_text("99")
+        go(make_recipe(), out, retries=1)
+        for key, name in session.items():
+            (switches / f"{name}.{key}").unlink()
+        for path in (out / "ledger/make/tiles").glob("*.json"):
+            record = json.loads(path.read_text())
+            if record["state"] == "done":
+                believed.setdefault(record["id"], dummies.executions(record["id"]))
+    assert go(make_recipe(), out).exit_code == 0
+    assert outputs(out) == undisturbed
+    for task_id, times in believed.items():
+        assert dummies.executions(task_id) == times
+
+
+def test_an_idle_worker_needs_less_than_the_plan_reckons():
+    code = (
+        "import geoeco.steps, distributed, rioxarray; from geoeco.engine.tasks import peak_memory; print(peak_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < IDLE_WORKER_BYTES
+
+
+def test_the_peak_of_each_task_is_its_own(tmp_path):
+    from geoeco.engine.tasks import peak_memory, reset_peak
+
+    ballast = bytearray(200 * 2**20)
+    high = peak_memory()
+    del ballast
+    reset_peak()
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system cannot forget a peak")
+    assert peak_memory() < high - 100 * 2**20
