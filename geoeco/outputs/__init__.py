@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from geoeco.outputs.classes import ClassEntry, ClassTable
-from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, write_cog, write_cog_blocks
+from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftovers, write_cog, write_cog_blocks
 from geoeco.outputs.items import write_item
 from geoeco.outputs.preview import quicklook
 
@@ -14,6 +14,7 @@ __all__ = [
     "WrittenFile",
     "cog_record",
     "quicklook",
+    "remove_leftovers",
     "write_cog",
     "write_cog_blocks",
     "write_item",

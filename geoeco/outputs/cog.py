@@ -38,7 +38,7 @@ from geoeco.outputs.layout import Layout, bands_of, layout_of
 from geoeco.outputs.pyramid import BLOCK, BandStatistics, FilePlanes, MemoryPlanes, Planes, build_overviews
 from geoeco.outputs.styles import qml
 
-__all__ = ["CogRecord", "WrittenFile", "cog_record", "write_cog", "write_cog_blocks"]
+__all__ = ["CogRecord", "WrittenFile", "cog_record", "local_path", "remove_leftovers", "write_cog", "write_cog_blocks"]
 
 Array = npt.NDArray[Any]
 Window = tuple[slice, slice]
@@ -53,6 +53,7 @@ DEFAULT_LEVEL = 6
 # levels are read where they are made, in memory or beside the output; the sidecar is ours
 _GDAL = {"GDAL_MEM_ENABLE_OPEN": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL", "GDAL_PAM_ENABLED": "NO"}
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
+_SCRATCH = ".geoeco-"
 _RESERVED = ("TIFFTAG_", "STATISTICS_", "AREA_OR_POINT")
 
 
@@ -270,7 +271,7 @@ def write_cog(
     written as its GeoTIFF keys, and refused where those cannot hold it. Colour and category readers before GDAL 3.11
     need the ``.aux.xml`` to travel along.
     """
-    arrays, target = bands_of(data), Path(path)
+    arrays, target = bands_of(data), local_path(path)
     lazy = any(array.chunks is not None for array in arrays)
     layout = layout_of(data, classes=classes, dtype=dtype, nodata=nodata, scale=scale, offset=offset)
     wishes = _wishes(
@@ -353,7 +354,7 @@ def write_cog_blocks(
         description=description,
         datetime=datetime,
     )
-    target = Path(path)
+    target = local_path(path)
 
     def fill(make: _Make) -> Planes:
         base = make((len(layout.bands), *layout.shape))
@@ -434,7 +435,7 @@ def _write(layout: Layout, fill: _Fill, path: Path, wishes: _Wishes) -> CogRecor
     with _guard(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # beside the target: the last step is a rename, which works only within one file system
-        scratch = Path(tempfile.mkdtemp(prefix=".geoeco-", dir=path.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=path.parent))
     try:
         return _write_in(scratch, layout, fill, path, wishes)
     finally:
@@ -596,6 +597,41 @@ def _written(temporary: Path, final: Path) -> WrittenFile:
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return WrittenFile(final, digest.hexdigest(), temporary.stat().st_size)
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Take a path of this machine's file system; outputs are written there and uploaded by whoever needs it.
+
+    Raises
+    ------
+    InputError
+        If it is a URL or one of GDAL's virtual paths.
+    """
+    text = os.fspath(path)
+    if "://" in text or text.startswith("/vsi"):
+        raise InputError(
+            f"{text!r} is not a path on this machine", what_to_do="write to a local path and upload what it names"
+        )
+    return Path(text)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what a killed process left behind in a folder and below: never a finished file.
+
+    Only while nothing is being written there.
+
+    Returns
+    -------
+    list of pathlib.Path
+        What was removed.
+    """
+    found = sorted(Path(folder).rglob(f"{_SCRATCH}*"))
+    for leftover in found:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    return found
 
 
 def cog_record(path: str | os.PathLike[str]) -> CogRecord:

@@ -30,7 +30,7 @@ from shapely.geometry.base import BaseGeometry
 
 from geoeco.catalog import area_lonlat
 from geoeco.errors import InputError, OutputError
-from geoeco.outputs.cog import CogRecord, WrittenFile
+from geoeco.outputs.cog import CogRecord, WrittenFile, local_path
 from geoeco.outputs.pyramid import rounded
 
 __all__ = ["write_item"]
@@ -83,7 +83,7 @@ def write_item(
     OutputError
         If a file is missing or the item cannot be written.
     """
-    path = Path(path)
+    path = local_path(path)
     if not assets:
         raise InputError("a STAC item needs at least one asset", where=str(path))
     start, end = (_utc(moment) for moment in (period if isinstance(period, tuple) else (period, period)))

@@ -13,7 +13,7 @@ import xarray as xr
 
 from geoeco.errors import InputError, OutputError
 from geoeco.outputs.classes import ClassTable
-from geoeco.outputs.cog import cog_record
+from geoeco.outputs.cog import cog_record, local_path
 from geoeco.outputs.layout import bands_of, layout_of
 from geoeco.outputs.pyramid import BandStatistics, band_statistics
 from geoeco.outputs.styles import colour_stops, display_range, rgb_bands
@@ -102,10 +102,10 @@ def quicklook(
     axes.set_yticks([])
     if scale_bar:
         _draw_scale_bar(axes, raster, width)
-    target = Path(path)
+    target = local_path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+        temporary = target.with_name(f".geoeco-{os.getpid()}-{target.name}")
         try:
             # no program name and no date inside: the same picture is the same file
             figure.savefig(temporary, format="png", metadata={"Software": None})

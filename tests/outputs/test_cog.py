@@ -17,7 +17,7 @@ import xarray as xr
 from affine import Affine
 
 from geoeco.errors import GridError, InputError, OutputError
-from geoeco.outputs import ClassTable, cog_record, write_cog, write_cog_blocks
+from geoeco.outputs import ClassTable, cog_record, remove_leftovers, write_cog, write_cog_blocks
 
 COVER = ClassTable.of({1: "wood & <hedge>", 2: "grass", 3: "maize", 4: "Gewässer", 5: "town"}, name="cover")
 KINDS = {
@@ -568,6 +568,35 @@ def test_an_old_sidecar_does_not_describe_a_new_file(raster, tmp_path):
     assert (tmp_path / "a.tif.aux.xml").exists()
     write_cog(raster(np.ones((5, 5))), tmp_path / "a.tif")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.qml", "a.tif"]
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np, xarray as xr
+from geoeco.outputs import write_cog_blocks
+array = xr.DataArray(np.zeros((9, 9)), dims=("y", "x"), coords={"y": -np.arange(9.), "x": np.arange(9.)}, name="v",
+                     attrs={"kind": "continuous", "units": "1"}).rio.write_crs(32631)
+def blocks():
+    yield (slice(0, 9), slice(0, 9)), np.zeros((9, 9))
+    os.kill(os.getpid(), signal.SIGKILL)
+write_cog_blocks(array, blocks(), sys.argv[1])
+"""
+
+
+def test_a_killed_writer_leaves_the_old_file_and_only_what_can_be_swept(raster, tmp_path):
+    old = write_cog(raster(np.ones((5, 5))), tmp_path / "maps" / "a.tif")
+    names = sorted(tmp_path.rglob("*"))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(old.path)], check=False)
+    assert done.returncode == -9
+    assert cog_record(old.path) == old
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert sorted(tmp_path.rglob("*")) == names
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/a.tif", "/vsimem/a.tif", "https://example.org/a.tif"])
+def test_only_local_paths_are_written(raster, path):
+    with pytest.raises(InputError, match="not a path on this machine"):
+        write_cog(raster(np.ones((5, 5))), path)
 
 
 def test_outputs_are_as_readable_as_other_new_files(raster, tmp_path):
