@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
 import pytest
 import rasterio
 import rioxarray  # noqa: F401  (registers .rio)
 import xarray as xr
 
-import geoeco.accessor  # noqa: F401  (registers .geoeco)
+import geoeco.accessor
 from geoeco import phenology
 from geoeco.errors import InputError
 from geoeco.variables import describe
@@ -117,3 +121,17 @@ def test_lazy_cubes_stay_lazy(cube):
     for result in (lazy.geoeco.valid_fraction(), lazy.geoeco.rgb(), lazy.geoeco.index("evi2")):
         assert result.chunks is not None
     np.testing.assert_allclose(lazy.geoeco.valid_fraction(), cube.geoeco.valid_fraction())
+
+
+def test_the_example_of_the_readme_runs_as_it_stands(cube, tmp_path, monkeypatch):
+    """On a small cube of three years in the place of the quickstart's."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1]
+    later = cube.assign_coords(time=cube["time"] + np.timedelta64(730, "D").astype("timedelta64[ns]"))
+    monkeypatch.setattr(geoeco, "open_cube", lambda store: later, raising=False)
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    exec(compile(example, "README.md", "exec"), {})
+    with rasterio.open(tmp_path / "greenup.tif") as file:
+        days = file.read(1, masked=True)
+        assert 1 <= days.min() <= days.max() <= 366
