@@ -6,7 +6,7 @@ writes one block each. Settings and bookkeeping only; the pixels are the busines
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pystac
@@ -15,7 +15,7 @@ from odc.geo.crs import CRS
 from pydantic import Field, field_validator
 
 from geoeco.catalog import area_lonlat
-from geoeco.cubes import block_memory_bytes, open_cube, solar_days, template, write_block
+from geoeco.cubes import block_memory_bytes, cube_layout, open_cube, solar_days, template, write_block
 from geoeco.engine import Dropped, PlanContext, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult, Verb
 from geoeco.errors import InputError
 from geoeco.sensors import sentinel2
@@ -31,7 +31,7 @@ class CubeSettings(StepSettings):
     bands: tuple[str, ...] = Field(
         ("B02", "B03", "B04", "B08"), min_length=1, description="Sentinel-2 bands, B01 to B12"
     )
-    masked: tuple[int, ...] = Field(
+    masked: tuple[Annotated[int, Field(ge=0, le=11)], ...] = Field(
         (0, 1, 3, 8, 9, 10), description="SCL classes that are no data; snow (11) is better kept"
     )
     dilate_m: float = Field(
@@ -64,6 +64,8 @@ class CubeVerb(Verb):
             raise InputError("a cube needs imagery", where=f"step {settings.step}", what_to_do="give inputs.imagery")
         first, task_of = radiometry_tasks(settings.step, settings.radiometry, context)
         days = solar_days(context.items, context.geobox)
+        assert context.recipe.grid is not None, "a grid has a block size"
+        shard, _ = cube_layout(len(days), context.recipe.grid.block)
         own = [_in_crs(item, context.geobox.crs) for item in context.items]
         outlines = [outline(item) for item in context.items]
         tree = shapely.STRtree(outlines)
@@ -86,7 +88,11 @@ class CubeVerb(Verb):
                     },
                     depends=tuple(dict.fromkeys(task_of[name] for name in items)),
                     memory_bytes=block_memory_bytes(
-                        len(days), (rows, cols), n_items=len(items), other_crs=not all(own[i] for i in touched)
+                        len(days),
+                        (rows, cols),
+                        n_items=len(items),
+                        shard=shard,
+                        other_crs=not all(own[i] for i in touched),
                     ),
                     bytes_in=len(items) * rows * cols * (2 * len(settings.bands) + 1) // 2,
                     bytes_out=stored // 2,
