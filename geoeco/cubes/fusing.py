@@ -6,8 +6,10 @@ numbers because all three come from here.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,12 +21,12 @@ import rasterio
 from odc.geo.geobox import GeoBox
 
 from geoeco.cubes.reading import Raster, gdal_settings
-from geoeco.cubes.samplers import Sampler
+from geoeco.cubes.samplers import Sampler, Window
 from geoeco.cubes.scenes import SCL, Scene
 from geoeco.errors import ReadError
 from geoeco.sensors import sentinel2
 
-__all__ = ["FILL", "SCALE", "BadScene", "Clear", "Stack", "available_threads"]
+__all__ = ["FILL", "SCALE", "BadScene", "Clear", "Stack", "Tiling", "available_threads", "pages"]
 
 #: Stored reflectance: int16 times SCALE, FILL where there is none.
 SCALE = sentinel2.STORED_SCALE
@@ -69,6 +71,56 @@ class Clear:
         return None if plane is None else np.unpackbits(plane, axis=1, count=self.width).view(np.bool_)
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """How a file is cut into tiles, and which part of it each of some grids needs.
+
+    Attributes
+    ----------
+    tile : tuple of int
+        Rows and columns of a tile.
+    itemsize : int
+        Bytes a pixel.
+    windows : list of Window or None
+    """
+
+    tile: tuple[int, int]
+    itemsize: int
+    windows: list[Window | None]
+
+    def cost(self, groups: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Tiles decoded, and pixels of the largest window, when the grids are read in groups."""
+        tiles, largest = 0, 0
+        for group in groups:
+            window = union(self.windows[i] for i in group)
+            if window is not None:
+                top, bottom, left, right = window
+                rows, cols = self.tile
+                tiles += (math.ceil(bottom / rows) - top // rows) * (math.ceil(right / cols) - left // cols)
+                largest = max(largest, (bottom - top) * (right - left))
+        return tiles, largest
+
+
+def union(windows: Iterable[Window | None]) -> Window | None:
+    """Smallest window that holds all of them; None if there is none."""
+    found = [window for window in windows if window is not None]
+    if not found:
+        return None
+    top, bottom, left, right = zip(*found, strict=True)
+    return min(top), max(bottom), min(left), max(right)
+
+
+def pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Make an array of zeros in pages of its own, which go back to the system with it.
+
+    What threads allocate and free by turns stays with the C library's allocator otherwise, and a worker's memory
+    grows beyond what any one step of it needs.
+    """
+    kind = np.dtype(dtype)
+    held = mmap.mmap(-1, max(1, math.prod(shape) * kind.itemsize))
+    return np.frombuffer(held, kind, math.prod(shape)).reshape(shape)
+
+
 def available_threads() -> int:
     """Processors that this process may use, at most 4: more readers only fill the memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -98,15 +150,18 @@ class Stack:
         mask: bool | Mapping[str, Any] = True,
         sign: str | None = None,
         threads: int | None = None,
-        cache_mib: int = 64,
+        cache_mib: int = 16,
     ) -> None:
         self.days = days
         self.mask = mask
+        self._settings = dict(mask) if isinstance(mask, Mapping) else {}
+        self._radius = float(self._settings.get("radius_m", sentinel2.DILATION_RADIUS_M))
         self.sign = sign
         self.settings = gdal_settings(cache_mib)
         self.pool = ThreadPoolExecutor(threads or available_threads())
         self._rasters: dict[tuple[str, str], Raster] = {}
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
+        self._staged: dict[tuple[str, str], tuple[Window, npt.NDArray[Any]]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -119,6 +174,7 @@ class Stack:
 
     def close_files(self) -> None:
         """Close the open files, which also frees GDAL's cache of their tiles."""
+        self._staged.clear()
         for raster in self._rasters.values():
             raster.close()
         self._rasters.clear()
@@ -135,6 +191,76 @@ class Stack:
                 if not future.cancelled():
                     future.exception()
             raise
+
+    def tiling(self, band: str, geoboxes: Sequence[GeoBox]) -> Tiling | None:
+        """How the band's files are cut into tiles, by the first file that meets the grids; None if none does.
+
+        Parameters
+        ----------
+        band : str
+        geoboxes : sequence of odc.geo.geobox.GeoBox
+            Grids whose windows in the file are wanted, one a shard.
+        """
+        with rasterio.Env(**self.settings):
+            for scene in (scene for day in self.days for scene in day):
+                try:
+                    raster = self._raster(scene, band)
+                except ReadError as error:
+                    raise BadScene(scene, band, error) from error
+                windows = [self._window(raster, band, geobox) for geobox in geoboxes]
+                if any(window is not None for window in windows):
+                    return Tiling(raster.tile, raster.dtype.itemsize, windows)
+        return None
+
+    def stage(self, band: str, geoboxes: Sequence[GeoBox], clears: Sequence[Clear | None]) -> None:
+        """Read what the files hold of some grids, once, so that no tile is decoded for each grid anew.
+
+        Parameters
+        ----------
+        band : str
+        geoboxes : sequence of odc.geo.geobox.GeoBox
+        clears : sequence of Clear or None
+            What is wanted of each scene, by grid; None: all.
+        """
+        self._staged.clear()
+        scenes = [scene for day in self.days for scene in day]
+        n = len(scenes)
+        self.map(self._stage_scene, scenes, [band] * n, [geoboxes] * n, [clears] * n)
+
+    def _stage_scene(self, scene: Scene, band: str, geoboxes: Sequence[GeoBox], clears: Sequence[Clear | None]) -> None:
+        wanted = [g for g, clear in zip(geoboxes, clears, strict=True) if clear is None or scene.id in clear.planes]
+        if not wanted:
+            return
+        with rasterio.Env(**self.settings):
+            try:
+                raster = self._raster(scene, band)
+                window = union(self._window(raster, band, geobox) for geobox in wanted)
+                if window is not None:
+                    shape = window[1] - window[0], window[3] - window[2]
+                    self._staged[scene.id, band] = window, raster.read(window, pages(shape, raster.dtype))
+            except ReadError as error:
+                raise BadScene(scene, band, error) from error
+
+    def _window(self, raster: Raster, band: str, geobox: GeoBox) -> Window | None:
+        """Part of a file that a grid needs, for SCL with what may grow into it."""
+        found = self._sampler(raster, geobox, "nearest" if band == SCL else "bilinear").window
+        if found is None or band != SCL or not self.mask:
+            return found
+        halo = sentinel2.dilation_halo(self._radius, raster.transform.a)
+        rows, cols = raster.shape
+        return (
+            max(found[0] - halo, 0),
+            min(found[1] + halo, rows),
+            max(found[2] - halo, 0),
+            min(found[3] + halo, cols),
+        )
+
+    def _pixels(self, scene: Scene, band: str, raster: Raster, window: Window) -> npt.NDArray[Any]:
+        staged = self._staged.get((scene.id, band))
+        if staged is None:
+            return raster.read(window)
+        (top, _, left, _), pixels = staged
+        return pixels[window[0] - top : window[1] - top, window[2] - left : window[3] - left]
 
     def classes(self, geobox: GeoBox, *, padded: tuple[int, int] | None = None) -> tuple[UInt8, Clear]:
         """Scene classification of each day, and which pixels of which scene are used.
@@ -156,7 +282,7 @@ class Stack:
         clear : Clear
         """
         shape = padded or _shape(geobox)
-        scl = np.zeros((len(self.days), *shape), np.uint8)
+        scl = pages((len(self.days), *shape), np.uint8)
         planes: dict[str, UInt8] = {}
         rows, cols = _shape(geobox)
         layers = [layer[:rows, :cols] for layer in scl]
@@ -224,28 +350,23 @@ class Stack:
         return planes
 
     def _classes_of_scene(self, scene: Scene, geobox: GeoBox) -> tuple[UInt8, npt.NDArray[np.bool_]] | None:
-        settings = dict(self.mask) if isinstance(self.mask, Mapping) else {}
-        radius = settings.get("radius_m", sentinel2.DILATION_RADIUS_M)
         try:
             raster = self._raster(scene, SCL)
-            size = float(raster.transform.a)
             sampler = self._sampler(raster, geobox, "nearest")
-            if sampler.window is None:
+            # clouds grow at the layer's own pixel size; what grows in from outside the region must be read too
+            wide = self._window(raster, SCL, geobox)
+            if sampler.window is None or wide is None:
                 return None
-            top, bottom, left, right = sampler.window
-            # clouds grow at the layer's own pixel size; what grows in from outside the window must be read too
-            halo = sentinel2.dilation_halo(radius, size) if self.mask else 0
-            up, side = min(halo, top), min(halo, left)
-            down, far = min(bottom + halo, raster.shape[0]), min(right + halo, raster.shape[1])
-            wide = raster.read((top - up, down, left - side, far))
+            pixels = self._pixels(scene, SCL, raster, wide)
         except ReadError as error:
             raise BadScene(scene, SCL, error) from error
-        core = slice(up, up + bottom - top), slice(side, side + right - left)
+        top, bottom, left, right = sampler.window
+        core = slice(top - wide[0], bottom - wide[0]), slice(left - wide[2], right - wide[2])
         if self.mask:
-            clear = sentinel2.scl_mask(wide, **settings, pixel_size=size).astype(np.uint8)[core]
+            clear = sentinel2.scl_mask(pixels, **self._settings, pixel_size=raster.transform.a).astype(np.uint8)[core]
         else:
-            clear = (wide[core] != 0).astype(np.uint8)
-        return sampler(wide[core], 0), sampler(clear, 0).astype(np.bool_)
+            clear = (pixels[core] != 0).astype(np.uint8)
+        return sampler(pixels[core], 0), sampler(clear, 0).astype(np.bool_)
 
     def _band_of_day(self, scenes: Sequence[Scene], band: str, geobox: GeoBox, clear: Clear, out: Int16) -> int:
         count = 0
@@ -260,7 +381,7 @@ class Stack:
                     if sampler.window is None:
                         continue
                     radiometry = scene.radiometry(band)
-                    numbers = sampler(raster.read(sampler.window), radiometry.nodata)
+                    numbers = sampler(self._pixels(scene, band, raster, sampler.window), radiometry.nodata)
                 except ReadError as error:
                     raise BadScene(scene, band, error) from error
                 count += _place(out, numbers, wanted, radiometry)

@@ -102,10 +102,10 @@ def load(
     data = xr.Dataset(
         {REFLECTANCE: (("time", "band", "y", "x"), reflectance), CLASSES: (("time", "y", "x"), scl)}, coords
     )
-    data[REFLECTANCE] = describe(
-        data[REFLECTANCE], kind="continuous", units="1", long_name="surface reflectance", grid_mapping="spatial_ref"
-    )
-    data[CLASSES] = data[CLASSES].assign_attrs(class_attributes(), grid_mapping="spatial_ref")
+    data[REFLECTANCE] = describe(data[REFLECTANCE], kind="continuous", units="1", long_name="surface reflectance")
+    data[CLASSES] = data[CLASSES].assign_attrs(class_attributes())
+    for variable in data.data_vars.values():
+        variable.encoding["grid_mapping"] = "spatial_ref"
     return data
 
 

@@ -20,7 +20,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterWindow
 
-from geoeco.cubes.samplers import Sampler, make_sampler
+from geoeco.cubes.samplers import Sampler, Window, make_sampler
 from geoeco.errors import ReadError, TransientError
 
 __all__ = ["Raster", "gdal_settings", "read_window"]
@@ -60,6 +60,9 @@ def gdal_settings(cache_mib: int = 64, threads: int = 1) -> dict[str, str | int 
         "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
         "GDAL_HTTP_MULTIPLEX": "YES",
         "GDAL_INGESTED_BYTES_AT_OPEN": "32768",
+        # what a server once said of an address is forgotten when the file is closed: otherwise a 503 or 404 stays an
+        # error for the life of the process, however often the block is tried again
+        "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",
         "CPL_VSIL_CURL_CHUNK_SIZE": "262144",
         "CPL_VSIL_CURL_CACHE_SIZE": str(16 << 20),
         "VSI_CACHE": "FALSE",
@@ -173,6 +176,8 @@ class Raster:
             problem = f"the file holds {file.dtypes[0]}, not {' or '.join(dtypes)}"
         elif file.crs is None:
             problem = "the file has no CRS"
+        elif file.transform.b or file.transform.d or file.transform.a <= 0 or file.transform.e >= 0:
+            problem = "the file is rotated or not north up"
         if problem:
             raise ReadError(
                 problem, where=self.where, what_to_do="check that the asset is the band it says", code="asset-layout"
@@ -182,6 +187,7 @@ class Raster:
         self.block_shape: tuple[int, int] = file.block_shapes[0]
         self.transform = file.transform
         self.nodata: float | None = file.nodata
+        self.tile: tuple[int, int] = file.block_shapes[0]
         self.crs = CRS(file.crs.to_wkt() if file.crs.to_epsg() is None else f"EPSG:{file.crs.to_epsg()}")
 
     @property
@@ -193,11 +199,12 @@ class Raster:
         """Sampler from this raster to a target grid."""
         return make_sampler(self.transform, self.shape, self.crs, geobox, resampling)
 
-    def read(self, window: tuple[int, int, int, int]) -> npt.NDArray[Any]:
-        """Pixels of rows ``window[0]:window[1]`` and columns ``window[2]:window[3]``."""
+    def read(self, window: Window, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Pixels of rows ``window[0]:window[1]`` and columns ``window[2]:window[3]``, into `out` if it is given."""
         top, bottom, left, right = window
+        part = RasterWindow(left, top, right - left, bottom - top)
         try:
-            pixels: npt.NDArray[Any] = self._file.read(1, window=RasterWindow(left, top, right - left, bottom - top))
+            pixels: npt.NDArray[Any] = self._file.read(1, window=part, out=out)
         except (RasterioError, OSError) as error:
             raise _fault(error, self.where, "reading pixels") from error
         return pixels

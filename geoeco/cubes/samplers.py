@@ -13,7 +13,8 @@ raster, bilinear values are averaged over the pixel.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,8 +34,8 @@ Window = tuple[int, int, int, int]
 
 #: Coordinates are compared in pixels of the raster; less than this is rounding of the projection.
 _TINY = 1e-6
-#: Points per strip: bounds the scratch of the projection to a few MiB.
-_STRIP = 1 << 18
+#: Target pixels that are worked on at a time: bounds the scratch, and keeps it in the processor's cache.
+_STRIP = 1 << 16
 
 
 class Sampler(Protocol):
@@ -51,15 +52,6 @@ class Sampler(Protocol):
 def _axis_window(first: int, last: int, size: int) -> tuple[int, int] | None:
     start, stop = max(first, 0), min(last + 1, size)
     return (start, stop) if start < stop else None
-
-
-def _rounded(values: npt.NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
-    if dtype.kind == "f":
-        return values.astype(dtype, copy=False)
-    values += np.float32(0.5)
-    if dtype.kind == "i":
-        np.floor(values, out=values)
-    return values.astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -83,6 +75,10 @@ class _Axis:
     def holder(self, i: int) -> int:
         """Raster pixel that holds the centre of target pixel `i`."""
         return math.floor((self.start + i + self.shift + 0.5) / self.ratio + _TINY)
+
+    def part(self, first: int, last: int) -> _Axis:
+        """Target pixels `first` up to `last` as an axis of their own."""
+        return replace(self, start=self.start + first, count=last - first)
 
     def phases(self) -> list[tuple[int, int, int, np.float32, int]]:
         """First target pixel, its base, its holder, the weight of the pixel after the base, and how many, by phase."""
@@ -152,17 +148,23 @@ class _Fractions:
             return self._nearest(source, top, left)
         invalid = np.isnan(source) if math.isnan(nodata) else source == source.dtype.type(nodata)
         if not invalid.any():
-            return _rounded(self._weighted(source.astype(np.float32), top, left), source.dtype)
-        valid = (~invalid).astype(np.float32)
-        values = source.astype(np.float32)
-        values[invalid] = 0
-        total = self._weighted(values, top, left)
-        weight = self._weighted(valid, top, left)
-        held = self._nearest(~invalid, top, left)
-        weight[~held] = 1
-        total /= weight
-        out = _rounded(total, source.dtype)
-        out[~held] = nodata
+            out = np.empty((self.rows.count, self.cols.count), source.dtype)
+            for target, total in self._weighted(source, top, left):
+                _round_into(out[target], total)
+            return out
+        valid = ~invalid
+        held = self._nearest(valid, top, left)
+        out = np.full((self.rows.count, self.cols.count), nodata, source.dtype)
+        known = np.where(valid, source, source.dtype.type(0))
+        for (target, total), (_, weight) in zip(
+            self._weighted(known, top, left), self._weighted(valid, top, left), strict=True
+        ):
+            inside = held[target]
+            np.copyto(weight, 1, where=~inside)
+            total /= weight
+            values = np.empty(total.shape, source.dtype)
+            _round_into(values, total)
+            np.copyto(out[target], values, where=inside)
         return out
 
     def _nearest(self, source: Array, top: int, left: int) -> Array:
@@ -174,25 +176,43 @@ class _Fractions:
             out[first :: self.rows.ratio] = wide[holder - top : holder - top + n]
         return out
 
-    def _weighted(self, source: npt.NDArray[np.float32], top: int, left: int) -> npt.NDArray[np.float32]:
-        wide = np.empty((source.shape[0], self.cols.count), np.float32)
-        for first, base, _, weight, n in self.cols.phases():
-            at = base - left
-            wide[:, first :: self.cols.ratio] = _between(source[:, at : at + n], source[:, at + 1 : at + 1 + n], weight)
-        out = np.empty((self.rows.count, self.cols.count), np.float32)
-        for first, base, _, weight, n in self.rows.phases():
-            at = base - top
-            out[first :: self.rows.ratio] = _between(wide[at : at + n], wide[at + 1 : at + 1 + n], weight)
-        return out
+    def _weighted(self, source: Array, top: int, left: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+        """Rows of the target and their weighted sums, in strips that stay in the processor's cache."""
+        columns, ratio = self.cols.phases(), self.cols.ratio
+        strip = max(1, _STRIP // max(1, self.cols.count * self.rows.ratio)) * self.rows.ratio
+        for start in range(0, self.rows.count, strip):
+            rows = self.rows.part(start, min(start + strip, self.rows.count))
+            base = rows.base(0)
+            narrow = source[base - top : rows.base(rows.count - 1) + 2 - top].astype(np.float32)
+            wide = np.empty((narrow.shape[0], self.cols.count), np.float32)
+            for first, at, _, weight, n in columns:
+                at -= left
+                _mix(wide[:, first::ratio], narrow[:, at : at + n], narrow[:, at + 1 : at + 1 + n], weight)
+            total = np.empty((rows.count, self.cols.count), np.float32)
+            for first, at, _, weight, n in rows.phases():
+                at -= base
+                _mix(total[first :: rows.ratio], wide[at : at + n], wide[at + 1 : at + 1 + n], weight)
+            yield slice(start, start + rows.count), total
 
 
-def _between(
-    before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], weight: np.float32
-) -> npt.NDArray[np.float32]:
+def _mix(
+    out: npt.NDArray[np.float32],
+    before: npt.NDArray[np.float32],
+    after: npt.NDArray[np.float32],
+    weight: np.float32,
+) -> None:
     # two products, not before + w * (after - before): exact for the quarters and halves of 20 m on 10 m
-    mixed = before * (np.float32(1) - weight)
-    mixed += after * weight
-    return mixed
+    np.multiply(before, np.float32(1) - weight, out=out)
+    out += after * weight
+
+
+def _round_into(out: Array, values: npt.NDArray[np.float32]) -> None:
+    """Round halves up, as GDAL does; floats stay as they are."""
+    if out.dtype.kind != "f":
+        values += np.float32(0.5)
+        if out.dtype.kind == "i":
+            np.floor(values, out=values)
+    np.copyto(out, values, casting="unsafe")
 
 
 @dataclass(frozen=True)
@@ -245,7 +265,9 @@ class _Points:
             weights += weight
         weights[~inside] = 1
         total /= weights
-        return _rounded(total, flat.dtype)
+        out = np.empty(total.shape, flat.dtype)
+        _round_into(out, total)
+        return out
 
 
 @dataclass(frozen=True)
@@ -272,7 +294,8 @@ class _Averaged:
                 count += at
         empty = count == 0
         count[empty] = 1
-        out = _rounded((total / count).astype(np.float32), source.dtype)
+        out = np.empty(shape, source.dtype)
+        _round_into(out, (total / count).astype(np.float32))
         out[empty] = nodata
         return out
 

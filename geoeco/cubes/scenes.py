@@ -89,7 +89,8 @@ def _near(geobox: GeoBox | None) -> float | None:
     if geobox is None or geobox.crs is None:
         return None
     rows, cols = geobox.shape
-    x, y = geobox.affine * (cols / 2, rows / 2)
+    affine = geobox.affine
+    x, y = affine.a * cols / 2 + affine.c, affine.e * rows / 2 + affine.f
     return float(Transformer.from_crs(geobox.crs, "EPSG:4326", always_xy=True).transform(x, y)[0])
 
 

@@ -12,25 +12,23 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pystac
-import xarray as xr
-import zarr
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
-from odc.geo.xr import xr_coords
-from zarr.abc.buffer import Buffer
-from zarr.codecs import ZstdCodec
-from zarr.storage import MemoryStore
 
-from geoeco.cubes.fusing import FILL, SCALE, BadScene, Clear, Stack, available_threads
+from geoeco.cubes.fusing import FILL, SCALE, BadScene, Clear, Stack, Tiling, available_threads, pages
 from geoeco.cubes.scenes import SCL, scenes_by_day
 from geoeco.cubes.shards import Objects, encode_shard, write_shard
 from geoeco.errors import GridError, InputError, OutputError
 from geoeco.sensors import sentinel2
+
+if TYPE_CHECKING:
+    import pystac
+    import xarray as xr
 
 __all__ = ["block_memory_bytes", "cube_layout", "open_cube", "template", "write_block"]
 
@@ -40,8 +38,16 @@ _LEVEL = 1
 _SHARD_BYTES = 32 << 20
 _CHUNK_BYTES = 1 << 20
 _LARGEST_CHUNK = 128
-#: Pixels of one band and all dates that `write_block` holds at a time.
-REGION_MIB = 32
+#: What `write_block` may read ahead of one band.
+STAGE_MIB = 192
+#: GDAL's cache of decoded tiles: what is needed again is staged.
+CACHE_MIB = 16
+#: Buffers of libraries, thread stacks, free lists of the allocator.
+_FIXED = 48 << 20
+#: Reading ahead pays where it saves more than this share of the tiles.
+_DECODED_TWICE = 1.3
+#: First (inclusive) and last (exclusive) row, then column, of a shard in the cube.
+_Window = tuple[tuple[int, int], tuple[int, int]]
 
 
 def cube_layout(n_times: int, block: int) -> tuple[int, int]:
@@ -159,10 +165,13 @@ def _template_objects(
     geobox: GeoBox, days: npt.NDArray[Any], bands: tuple[str, ...], shard: int, chunk: int, attrs: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """All objects of an empty cube, made in memory."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+
     rows, cols = (int(n) for n in geobox.shape)
     n, affine, crs = days.size, tuple(geobox.affine)[:6], CRS(geobox.crs)
-    held: dict[str, Buffer] = {}
-    memory = MemoryStore(held)
+    held: dict[str, Any] = {}
+    memory = zarr.storage.MemoryStore(held)
     group = zarr.create_group(
         memory,
         zarr_format=3,
@@ -192,7 +201,6 @@ def _template_objects(
         )
         array[...] = values
 
-    grid = xr_coords(geobox, dims=("y", "x"))
     coordinate(
         "time",
         days.astype(np.int64).astype("<i4"),
@@ -208,10 +216,17 @@ def _template_objects(
             "wavelength_nm": [sentinel2.BANDS[b].wavelength if b in sentinel2.BANDS else None for b in bands],
         },
     )
-    for axis in ("y", "x"):
-        coordinate(axis, np.asarray(grid[axis].values, "<f8"), _plain(grid[axis].attrs))
-    reference = next(c for c in grid.values() if c.ndim == 0)
-    coordinate("spatial_ref", np.asarray(reference.values, "<i4"), _plain(reference.attrs))
+    # by hand and not by odc.geo.xr: the first DataArray of a process imports all of dask.array, which no worker needs
+    for axis, found in zip(("y", "x"), geobox.coordinates.values(), strict=True):
+        coordinate(
+            axis,
+            np.asarray(found.values, "<f8"),
+            {"units": found.units, "resolution": found.resolution, "crs": str(crs)},
+        )
+    left, width, _, top, _, height = affine[2], affine[0], affine[1], affine[5], affine[3], affine[4]
+    reference = crs.proj.to_cf()
+    reference |= {"spatial_ref": reference["crs_wkt"], "GeoTransform": f"{left!r} {width!r} 0 {top!r} 0 {height!r}"}
+    coordinate("spatial_ref", np.asarray(crs.epsg or 0, "<i4"), reference)
     group.create_array(
         REFLECTANCE,
         shape=(n, len(bands), rows, cols),
@@ -253,10 +268,6 @@ def class_attributes() -> dict[str, Any]:
         "flag_values": [c.value for c in sentinel2.SCL_CLASSES],
         "flag_meanings": " ".join(c.name.replace(",", "").replace(" ", "_") for c in sentinel2.SCL_CLASSES),
     }
-
-
-def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(k): v.item() if isinstance(v, np.generic) else v for k, v in attrs.items()}
 
 
 @dataclass(frozen=True)
@@ -316,14 +327,19 @@ class _Layout:
                     code="shard-alignment",
                 )
 
-    def regions(
-        self, y: tuple[int, int], x: tuple[int, int], limit: int
-    ) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Rows and columns of runs of shards that hold at most `limit` bytes of a band, at least one shard."""
-        run = max(1, limit // (self.days.size * self.shard**2 * 2)) * self.shard
-        for top in range(y[0], y[1], self.shard):
-            for left in range(x[0], x[1], run):
-                yield (top, min(top + self.shard, y[1])), (left, min(left + run, x[1]))
+    def shards(self, y: tuple[int, int], x: tuple[int, int]) -> list[list[_Window]]:
+        """Rows and columns of the shards of a block, by rows of shards."""
+        return [
+            [
+                ((top, min(top + self.shard, y[1])), (left, min(left + self.shard, x[1])))
+                for left in _steps(x, self.shard)
+            ]
+            for top in _steps(y, self.shard)
+        ]
+
+
+def _steps(span: tuple[int, int], step: int) -> range:
+    return range(span[0], span[1], step)
 
 
 def write_block(
@@ -338,8 +354,8 @@ def write_block(
     sign: str | None = None,
     on_bad_scene: Literal["drop", "fail"] = "drop",
     threads: int | None = None,
-    cache_mib: int = 64,
-    region_mib: int = REGION_MIB,
+    cache_mib: int = CACHE_MIB,
+    stage_mib: int = STAGE_MIB,
 ) -> dict[str, Any]:
     """Read, mask, fuse and write one block of a cube, and read it back.
 
@@ -366,8 +382,9 @@ def write_block(
         Files read, and chunks compressed, at a time.
     cache_mib : int
         GDAL's cache of decoded tiles.
-    region_mib : int
-        Pixels of one band held at a time; more means that fewer tiles are decoded twice.
+    stage_mib : int
+        What may be read ahead of one band. It is used only as far as it saves decoding tiles of the files more than
+        once, and does not change the result.
 
     Returns
     -------
@@ -396,7 +413,7 @@ def write_block(
         days = scenes_by_day(kept, layout.days, geobox, radiometry)
         try:
             with Stack(days, mask=mask, sign=sign, threads=threads, cache_mib=cache_mib) as stack:
-                record = _write_regions(layout, stack, geobox, list(layout.regions(y, x, region_mib << 20)))
+                record = _write_shards(layout, stack, geobox, layout.shards(y, x), stage_mib << 20)
         except BadScene as bad:
             if on_bad_scene == "fail":
                 raise bad.error from None
@@ -412,59 +429,96 @@ def write_block(
         }
 
 
-def _write_regions(
-    layout: _Layout, stack: Stack, geobox: GeoBox, regions: Sequence[tuple[tuple[int, int], tuple[int, int]]]
+def _write_shards(
+    layout: _Layout, stack: Stack, geobox: GeoBox, rows: Sequence[Sequence[_Window]], stage_bytes: int
 ) -> dict[str, Any]:
-    shard, chunk, n = layout.shard, layout.chunk, layout.days.size
+    """Write all shards of a block: the classes first, which say what is wanted of each scene, then band by band."""
+    side, n = layout.shard, layout.days.size
+    shards = [shard for row in rows for shard in row]
+    grids = [geobox[slice(*y), slice(*x)] for y, x in shards]
+    n_scenes = sum(len(day) for day in stack.days)
     objects = Objects(layout.store)
     digest = hashlib.sha256()
     keys: list[str] = []
     size = 0
 
-    def put(pixels: npt.NDArray[Any], name: str, fill: int, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+    def put(pixels: npt.NDArray[Any], name: str, fill: int, shard: _Window) -> None:
         nonlocal size
-        for at in range(0, pixels.shape[2], shard):
-            parts, content = encode_shard(
-                pixels[:, :, at : at + shard], (n, chunk, chunk), fill, _LEVEL, lambda f, a: stack.map(f, a)
-            )
-            key = f"{name}/{rows[0] // shard}/{(cols[0] + at) // shard}"
-            size += write_shard(objects, key, parts)
-            keys.append(key)
-            digest.update(f"{key} {content}\n".encode())
+        parts, content = encode_shard(pixels, (n, layout.chunk, layout.chunk), fill, _LEVEL, stack.map)
+        key = f"{name}/{shard[0][0] // side}/{shard[1][0] // side}"
+        size += write_shard(objects, key, parts)
+        keys.append(key)
+        digest.update(f"{key} {content}\n".encode())
 
-    clears: list[Clear] = []
-    looks: list[npt.NDArray[np.uint16]] = []
-    for rows, cols in regions:
-        scl, clear = stack.classes(geobox[slice(*rows), slice(*cols)], padded=_padded(cols, shard))
-        put(scl, f"{CLASSES}/c/0", 0, rows, cols)
-        clears.append(clear)
-        looks.append(_looks(clear, rows[1] - rows[0]))
+    def staged(band: str, clears: Sequence[Clear | None]) -> Iterator[int]:
+        """Numbers of the shards, in an order and with what is read ahead such that tiles are decoded once."""
+        for group in _groups(stack.tiling(band, grids), rows, n_scenes, stage_bytes):
+            if len(group) > 1:
+                stack.stage(band, [grids[i] for i in group], [clears[i] for i in group])
+            yield from group
+        stack.close_files()
+
+    clears: list[Clear | None] = [None] * len(shards)
+    looks = np.zeros(n + 1, np.int64)
+    for i in staged(SCL, clears):
+        scl, clear = stack.classes(grids[i], padded=(side, side))
+        put(scl, f"{CLASSES}/c/0", 0, shards[i])
+        clears[i] = clear
+        looks += np.bincount(_looks(clear, int(grids[i].shape[0])).ravel(), minlength=n + 1)
         del scl
-    stack.close_files()
     stack.forget_samplers()
-    widest = max(_padded(cols, shard)[1] for rows, cols in regions)
-    buffer = np.empty(n * shard * widest, np.int16)
+    pixels = pages((n, side, side), np.int16)
     valid = np.zeros((len(layout.bands), n), np.int64)
     for number, band in enumerate(layout.bands):
-        for (rows, cols), clear in zip(regions, clears, strict=True):
-            shape = (n, *_padded(cols, shard))
-            pixels = buffer[: math.prod(shape)].reshape(shape)
-            valid[number] += stack.reflectance(band, geobox[slice(*rows), slice(*cols)], clear, pixels)
-            put(pixels, f"{REFLECTANCE}/c/0/{number}", FILL, rows, cols)
-        stack.close_files()
-    seen = np.concatenate([part.ravel() for part in looks])
+        for i in staged(band, clears):
+            wanted = clears[i]
+            assert wanted is not None
+            valid[number] += stack.reflectance(band, grids[i], wanted, pixels)
+            put(pixels, f"{REFLECTANCE}/c/0/{number}", FILL, shards[i])
     return {
         "checksum": digest.hexdigest(),
         "bytes": size,
         "objects": keys,
         "valid": {str(day): int(v) for day, v in zip(layout.days, valid.min(axis=0), strict=True)},
-        "looks": {"min": int(seen.min()), "median": float(np.median(seen)), "max": int(seen.max())},
-        "blind": int(np.count_nonzero(seen == 0)),
+        "looks": {
+            "min": int(np.flatnonzero(looks)[0]),
+            "median": int(np.searchsorted(np.cumsum(looks) * 2, looks.sum())),
+            "max": int(np.flatnonzero(looks)[-1]),
+        },
+        "blind": int(looks[0]),
     }
 
 
-def _padded(cols: tuple[int, int], shard: int) -> tuple[int, int]:
-    return shard, math.ceil((cols[1] - cols[0]) / shard) * shard
+def _groups(
+    tiling: Tiling | None, rows: Sequence[Sequence[_Window]], n_files: int, stage_bytes: int
+) -> list[list[int]]:
+    """Cut a block's shards into groups that are read together.
+
+    The smallest groups are taken with which hardly more tiles are decoded than if the whole block were read at
+    once, as far as `stage_bytes` allow: shards that lie on whole tiles are read one by one, without staging.
+    """
+    numbers = iter(range(sum(len(row) for row in rows)))
+    by_row = [[next(numbers) for _ in row] for row in rows]
+    single = [[i] for row in by_row for i in row]
+    if tiling is None:
+        return single
+    candidates = [single]
+    height = 1
+    while height < len(by_row):
+        wide = [list(chain(*by_row[at : at + height])) for at in range(0, len(by_row), height)]
+        candidates.append(wide)
+        height *= 2
+    candidates.append([list(chain(*single))])
+    least, _ = tiling.cost(candidates[-1])
+    best, best_tiles = single, tiling.cost(single)[0]
+    for groups in candidates:
+        tiles, largest = tiling.cost(groups)
+        fits = groups is single or largest * tiling.itemsize * n_files <= stage_bytes
+        if fits and tiles < best_tiles:
+            best, best_tiles = groups, tiles
+        if best_tiles <= least * _DECODED_TWICE:
+            break
+    return best
 
 
 def _looks(clear: Clear, rows: int) -> npt.NDArray[np.uint16]:
@@ -482,8 +536,8 @@ def block_memory_bytes(
     shard: int | None = None,
     other_crs: bool = False,
     threads: int | None = None,
-    cache_mib: int = 64,
-    region_mib: int = REGION_MIB,
+    cache_mib: int = CACHE_MIB,
+    stage_mib: int = STAGE_MIB,
 ) -> int:
     """Upper bound of the memory that `write_block` adds to an idle process.
 
@@ -499,7 +553,7 @@ def block_memory_bytes(
         Side of a shard; as `cube_layout` by default.
     other_crs : bool
         Whether some items lie in another CRS than the cube.
-    threads, cache_mib, region_mib
+    threads, cache_mib, stage_mib
         As in `write_block`.
 
     Returns
@@ -510,20 +564,18 @@ def block_memory_bytes(
     n_items = n_items or n_times
     threads = threads or available_threads()
     shard = shard or cube_layout(n_times, max(8, math.ceil(max(block) / 8) * 8))[0]
-    across = math.ceil(block[1] / shard)
-    run = min(across, max(1, (region_mib << 20) // (n_times * shard**2 * 2)))
-    region = shard * shard * run
     pixels = block[0] * block[1]
-    held = n_times * region * 2
-    packed = n_times * shard * shard * 2  # one shard at a time, were it incompressible; read back while held
+    held = n_times * shard * shard * 2
+    # the compressed shard, were it incompressible, and its copy that is read back
+    packed = 2 * held
+    # the finest bands are staged at the cube's own pixel size, all others at a coarser one
+    staged = min(stage_mib << 20, n_items * pixels * 2)
     bits = n_items * math.ceil(pixels / 8)
-    # a thread's window, its resampled values and weights in float32, and the masks
-    scratch = threads * region * 28
-    looks = pixels * 4
+    # a thread's window, what is resampled of it, weights and masks
+    scratch = threads * shard * shard * 24
     points = pixels * 34 if other_crs else 0
     files = n_items * (1 << 18)
-    fixed = 32 << 20
-    return held + 2 * packed + bits + scratch + looks + points + files + (cache_mib << 20) + fixed
+    return held + packed + staged + bits + scratch + points + files + (cache_mib << 20) + _FIXED
 
 
 def open_cube(store: str, chunks: Any = None) -> xr.Dataset:
@@ -547,6 +599,10 @@ def open_cube(store: str, chunks: Any = None) -> xr.Dataset:
     InputError
         If there is no cube, or it has no CRS.
     """
+    import odc.geo.xr  # noqa: F401  # registers .odc
+    import xarray as xr
+    import zarr
+
     try:
         data: xr.Dataset = xr.open_zarr(
             store, chunks=chunks, decode_coords="all", consolidated=False, mask_and_scale=False
