@@ -452,6 +452,7 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
             return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.raw", shape, layout.dtype, layout.nodata)
 
     made = scratch / "cog.tif"
+    _check_crs(layout, path)
     # outside the guard: what a lazy array fails to read is no fault of the output
     base = fill(make)
     with _guard(path):
@@ -475,6 +476,24 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
         return _publish(scratch, made, layout, statistics, counts, path, wishes)
 
 
+def _check_crs(layout: Layout, path: Path) -> None:
+    """Refuse a CRS that GeoTIFF keys cannot hold, before any work is done; those with an EPSG code they all can."""
+    if layout.crs.to_epsg() is not None:
+        return
+    with rasterio.Env(**_GDAL), rasterio.MemoryFile() as memory:
+        form = {"driver": "GTiff", "width": 1, "height": 1, "count": 1, "dtype": "uint8"}
+        with memory.open(**form, crs=layout.crs, transform=layout.transform):
+            pass
+        with memory.open() as src:
+            held = src.crs
+    if held != layout.crs:
+        raise OutputError(
+            f"a GeoTIFF cannot hold the CRS of {layout.name!r}",
+            where=str(path),
+            what_to_do="reproject to a CRS with an EPSG code, or to one of the usual projections",
+        )
+
+
 def _with_classes(layout: Layout, counts: Mapping[int, int]) -> Layout:
     if layout.kind != "class":
         return layout
@@ -496,7 +515,8 @@ def _creation_options(layout: Layout, wishes: _Wishes, overviews: bool) -> dict[
         "BLOCKSIZE": BLOCK,
         "COMPRESS": wishes.compress,
         "BIGTIFF": "IF_SAFER",
-        "NUM_THREADS": wishes.threads,
+        # GDAL's own thread hands out blocks and mostly waits: one more than processors keeps all of them compressing
+        "NUM_THREADS": wishes.threads + 1 if wishes.threads > 1 else 1,
         # explicit, although ours are used: the driver's own choice for floats is CUBIC
         "OVERVIEW_RESAMPLING": layout.overview.upper(),
         "OVERVIEWS": "FORCE_USE_EXISTING" if overviews else "NONE",

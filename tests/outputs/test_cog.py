@@ -374,6 +374,18 @@ def test_a_crs_without_an_epsg_code_is_kept_as_it_is(raster, tmp_path):
         assert src.crs == crs
 
 
+def test_a_crs_that_geotiff_cannot_hold_is_refused_before_any_work(raster, tmp_path):
+    rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39 +lon_0=18 +R=6371000"
+
+    def blocks():
+        raise AssertionError("work was done")
+        yield
+
+    with pytest.raises(OutputError, match="cannot hold the CRS"):
+        write_cog_blocks(raster(np.ones((5, 5)), crs=rotated), blocks(), tmp_path / "a.tif")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_crs_in_words_gets_its_epsg_code_where_one_exists(raster, tmp_path):
     crs = rasterio.CRS.from_proj4("+proj=utm +zone=31 +datum=WGS84 +units=m +no_defs")
     record = write_cog(raster(np.ones((5, 5)), crs=crs), tmp_path / "a.tif")
