@@ -658,16 +658,21 @@ def believed(day: Any, w: Any, step: int, n_knots: int) -> tuple[int, int]:
 
 @_jit
 def area_under(curve: Any, start: float, stop: float, step: int) -> float:
-    """Trapezoids on the days from `start` to `stop`."""
-    x = start
-    area = 0.0
-    v = value(curve, x / step)
-    while x < stop:
-        following = min(np.floor(x) + 1.0, stop)
-        after = value(curve, following / step)
-        area += 0.5 * (v + after) * (following - x)
-        v = after
-        x = following
+    """Integral of the curve over the days from `start` to `stop`: whole steps exactly, ends by trapezoids."""
+    first = int(np.ceil(start / step))
+    last = int(np.floor(stop / step))
+    if last < first:
+        return 0.5 * (value(curve, start / step) + value(curve, stop / step)) * (stop - start)
+    n = curve.size
+    area: float = 0.5 * (value(curve, start / step) + curve[first]) * (first * step - start)
+    area += 0.5 * (value(curve, stop / step) + curve[last]) * (stop - last * step)
+    for k in range(first, last):
+        b = curve[k]
+        c = curve[k + 1]
+        a = curve[k - 1] if k > 0 else 2.0 * b - c
+        d = curve[k + 2] if k < n - 2 else 2.0 * c - b
+        # the integral of the local cubic of `value` over its step
+        area += step * (13.0 * (b + c) - a - d) / 24.0
     return area
 
 
@@ -978,3 +983,183 @@ def smooth_range(
         for k in range(n_knots):
             for j in range(width):
                 out[k, p0 + j] = z[k, j] if row[2, j] >= 2.0 else np.nan
+
+
+# --- other smoothers ----------------------------------------------------------------------------------------------
+
+
+@_jit
+def _next_look(series: Any, weights: Any, p: int, t: int) -> int:
+    """Index of the first look of pixel `p` from date `t` on, or the number of dates."""
+    while t < series.shape[0]:
+        if np.isfinite(series[t, p]) and (weights.shape[1] == 0 or weights[t, p] > 0.0):
+            return t
+        t += 1
+    return t
+
+
+@_jit
+def fill_range(series: Any, weights: Any, start: int, stop: int, day: Any, step: int, out: Any) -> None:
+    """Straight lines between the looks of each pixel, at the knots; beyond them the first and the last look."""
+    n = day.size
+    for p in range(start, stop):
+        before = -1
+        after = _next_look(series, weights, p, 0)
+        for k in range(out.shape[0]):
+            x = float(k * step)
+            while after < n and day[after] <= x:
+                before = after
+                after = _next_look(series, weights, p, after + 1)
+            if before < 0 and after >= n:
+                out[k, p] = np.nan
+            elif before < 0:
+                out[k, p] = series[after, p]
+            elif after >= n:
+                out[k, p] = series[before, p]
+            else:
+                share = (x - day[before]) / (day[after] - day[before])
+                out[k, p] = series[before, p] + share * (series[after, p] - series[before, p])
+
+
+@_jit
+def _solve_six(a: Any, b: Any) -> None:
+    """Gaussian elimination with a symmetric positive definite 6 x 6 matrix, in place; the solution is in `b`."""
+    n = b.size
+    for i in range(n):
+        for r in range(i + 1, n):
+            f = a[r, i] / a[i, i]
+            for q in range(i, n):
+                a[r, q] -= f * a[i, q]
+            b[r] -= f * b[i]
+    for i in range(n - 1, -1, -1):
+        for q in range(i + 1, n):
+            b[i] -= a[i, q] * b[q]
+        b[i] /= a[i, i]
+
+
+@_jit
+def double_logistic(p: Any, t: float) -> float:
+    """Beck et al. (2006), equation 3; `p` is base, amplitude, start, log rise, end, log fall."""
+    rise = 1.0 / (1.0 + np.exp(-np.exp(p[3]) * (t - p[2])))
+    fall = 1.0 / (1.0 + np.exp(np.exp(p[5]) * (t - p[4])))
+    v: float = p[0] + p[1] * (rise + fall - 1.0)
+    return v
+
+
+@_jit
+def fit_double_logistic(day: Any, y: Any, w: Any, first: float, last: float, p: Any, rounds: int) -> None:
+    """Levenberg-Marquardt on the looks of [first, last], from and into `p`; weights fall below the curve."""
+    a = np.zeros((6, 6))
+    b = np.zeros(6)
+    slope = np.zeros(6)
+    trial = np.zeros(6)
+    damping = 1e-3
+    noise = np.inf
+    cost = np.inf
+    for iteration in range(60):
+        a[:] = 0.0
+        b[:] = 0.0
+        above = 0.0
+        count = 0.0
+        for t in range(day.size):
+            if w[t] <= 0.0 or day[t] < first or day[t] > last:
+                continue
+            rise = 1.0 / (1.0 + np.exp(-np.exp(p[3]) * (day[t] - p[2])))
+            fall = 1.0 / (1.0 + np.exp(np.exp(p[5]) * (day[t] - p[4])))
+            r = y[t] - p[0] - p[1] * (rise + fall - 1.0)
+            if r > 0.0:
+                above += r * r
+                count += 1.0
+            u = r / (4.0 * noise) if rounds > 0 else 0.0
+            robust = 1.0 if u >= 0.0 else max(1.0 - u * u, 0.0) ** 2
+            slope[0] = 1.0
+            slope[1] = rise + fall - 1.0
+            slope[2] = -p[1] * rise * (1.0 - rise) * np.exp(p[3])
+            slope[3] = p[1] * rise * (1.0 - rise) * np.exp(p[3]) * (day[t] - p[2])
+            slope[4] = p[1] * fall * (1.0 - fall) * np.exp(p[5])
+            slope[5] = -p[1] * fall * (1.0 - fall) * np.exp(p[5]) * (day[t] - p[4])
+            for i in range(6):
+                b[i] += w[t] * robust * slope[i] * r
+                for q in range(6):
+                    a[i, q] += w[t] * robust * slope[i] * slope[q]
+        if rounds > 0 and iteration % 10 == 9 and iteration < 10 * rounds:
+            noise = max(np.sqrt(above / max(count, 1.0)), 0.02)
+            cost = np.inf
+        for i in range(6):
+            a[i, i] = a[i, i] * (1.0 + damping) + 1e-9
+        _solve_six(a, b)
+        for i in range(6):
+            # dates and rates move by no more than 20 days and a factor of two at once
+            limit = 20.0 if i == 2 or i == 4 else 0.7 if i == 3 or i == 5 else 1.0
+            trial[i] = p[i] + max(-limit, min(limit, b[i]))
+        for i in (3, 5):
+            trial[i] = max(-4.6, min(0.7, trial[i]))
+        new = 0.0
+        for t in range(day.size):
+            if w[t] > 0.0 and first <= day[t] <= last:
+                r = y[t] - double_logistic(trial, day[t])
+                u = r / (4.0 * noise)
+                if rounds > 0 and u < 0.0:
+                    # the cost that belongs to the bisquare weights
+                    r2 = 16.0 * noise * noise * (1.0 - max(1.0 - u * u, 0.0) ** 3) / 3.0
+                    new += w[t] * (r2 if noise < np.inf else r * r)
+                else:
+                    new += w[t] * r * r
+        if new <= cost:
+            settled = cost - new <= 1e-10 * new
+            cost = new
+            damping = max(damping / 5.0, 1e-9)
+            for i in range(6):
+                p[i] = trial[i]
+            if settled and iteration >= 10 * rounds:
+                return
+        else:
+            damping = min(damping * 5.0, 1e6)
+
+
+@_jit
+def logistic_range(
+    series: Any, weights: Any, start: int, stop: int, day: Any, step: int, rounds: int, rules: Any, curves: Any
+) -> None:
+    """Replace each cycle of the Whittaker ``curves (knot, pixel)`` by the double logistic of its looks."""
+    n_times = series.shape[0]
+    n_knots = curves.shape[0]
+    y = np.zeros(n_times)
+    w = np.zeros(n_times)
+    curve = np.zeros(n_knots)
+    p = np.zeros(6)
+    peaks = np.zeros(n_knots, np.int64)
+    left = np.zeros(n_knots, np.int64)
+    right = np.zeros(n_knots, np.int64)
+    for pixel in range(start, stop):
+        for t in range(n_times):
+            good = np.isfinite(series[t, pixel])
+            y[t] = series[t, pixel] if good else 0.0
+            w[t] = 1.0 if good else 0.0
+            if weights.shape[1] > 0:
+                w[t] *= max(weights[t, pixel], 0.0)
+        for k in range(n_knots):
+            curve[k] = curves[k, pixel]
+        first, last = believed(day, w, step, n_knots)
+        if last <= first:
+            continue
+        reach = int(rules.reach_days // step)
+        n = find_peaks(curve, first, last, reach, rules.min_amplitude, rules.min_range_share, peaks, left, right)
+        for i in range(n):
+            peak = curve[peaks[i]]
+            low = 0.5 * (curve[left[i]] + curve[right[i]])
+            a = float(left[i] * step)
+            b = float(right[i] * step)
+            middle = float(peaks[i] * step)
+            p[0] = low
+            p[1] = peak - low
+            p[2] = rising(curve, a, middle, low + 0.5 * (peak - low), step)
+            p[4] = falling(curve, middle, b, low + 0.5 * (peak - low), step)
+            p[3] = np.log(3.0 / max(middle - p[2], 10.0))
+            p[5] = np.log(3.0 / max(p[4] - middle, 10.0))
+            # the dormant state on both sides belongs to the cycle as far as the next one allows
+            from_day = a if i > 0 and left[i] == right[i - 1] else max(a - 60.0, 0.0)
+            to_day = b if i < n - 1 and right[i] == left[i + 1] else b + 60.0
+            fit_double_logistic(day, y, w, from_day, to_day, p, rounds)
+            for k in range(left[i], right[i] + 1):
+                curves[k, pixel] = double_logistic(p, float(k * step))

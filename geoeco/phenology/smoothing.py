@@ -47,27 +47,34 @@ def smooth(
     lmbda_step: float = 1.0,
     step_days: int = STEP_DAYS,
     envelope: int = 0,
+    window_days: float | None = None,
     threads: int | None = None,
 ) -> xr.DataArray:
-    """Smooth an irregular series onto a regular time axis.
+    """Smooth an irregular, gappy, weighted series onto a regular time axis.
 
     Parameters
     ----------
     series : xarray.DataArray
-        ``(time, ...)``, usually ``(time, y, x)``, an index; NaN where there is no clear look.
+        ``(time, ...)``, usually ``(time, y, x)``, an index; NaN where there is no clear look. NumPy or Dask.
     method : str
-        ``whittaker``.
+        ``whittaker``: penalised least squares on second differences; dates between two knots weigh on both.
+        ``savitzky-golay``: local quadratics on the series filled by straight lines.
+        ``double-logistic``: Beck's six parameters for each cycle that `geoeco.phenology.metrics` would find on the
+        Whittaker curve; the Whittaker curve elsewhere.
     weights : xarray.DataArray, optional
-        Weights of the looks, as `series`; 0 leaves a look out.
+        Weights of the looks, as `series`; 0 leaves a look out (Savitzky-Golay knows no others).
     lmbda : float, optional
-        Whittaker's lambda, stated for a grid of `lmbda_step` days.
+        Whittaker's lambda, stated for a grid of `lmbda_step` days; by default chosen for each pixel by the V-curve
+        (for the double logistic's first guess: 1000).
     lmbda_step : float
-        Step in days that `lmbda` is stated for. It is scaled to `step_days` by the third power, so the curve does
-        not get stiffer or looser when the step changes.
+        Step in days that `lmbda` is stated for. It is scaled to `step_days` by the third power (16 days to daily:
+        x 4096), so that the curve gets neither stiffer nor looser when the step changes.
     step_days : int
         Step of the regular axis that is returned, which starts at the first date.
     envelope : int
-        Rounds of upper-envelope reweighting.
+        Rounds of upper-envelope reweighting (for Savitzky-Golay: of Chen's replacement of low values).
+    window_days : float, optional
+        Full window of Savitzky-Golay; by default two fifths of a year.
     threads : int, optional
         Threads; by default all cores in the main thread, one inside a Dask task. The result does not depend on it.
 
@@ -75,6 +82,17 @@ def smooth(
     -------
     xarray.DataArray
         ``(time, ...)`` float32 on the regular axis, NaN where a pixel has fewer than two looks.
+
+    Raises
+    ------
+    InputError
+        For a series without time, dates out of order, an unknown method, or a lambda that is not positive.
+
+    References
+    ----------
+    Eilers (2003), Analytical Chemistry 75, 3631-3636; Frasso & Eilers (2015), Statistical Modelling 15, 91-111
+    (V-curve); Savitzky & Golay (1964), Analytical Chemistry 36, 1627-1639; Chen et al. (2004), Remote Sensing of
+    Environment 91, 332-344; Beck et al. (2006), Remote Sensing of Environment 100, 321-334, equation 3.
     """
     from geoeco.phenology import kernels
 
@@ -82,19 +100,28 @@ def smooth(
         raise InputError(f"there is no smoother {method!r}", what_to_do=f"use one of {', '.join(METHODS)}")
     series = stacks.check_series(series, "series")
     grid = stacks.knots(series["time"], step_days)
-    lams = lambda_grid(lmbda, lmbda_step, step_days)
+    lams = lambda_grid(LAMBDA if lmbda is None and method == "double-logistic" else lmbda, lmbda_step, step_days)
+    window = _window(window_days, step_days, grid.count)
+    if envelope < 0:
+        raise InputError(f"envelope counts rounds and must not be negative, not {envelope}")
+    rules = kernels.Rules(0, 0.0, 0.0, 0.0, 0.0, 185.0, 0.1, 0.35, 2, 0.0, 0.0, 0.0)
 
     def block(values: npt.NDArray[Any], given: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
-        shape = values.shape[:-1]
-        flat = np.ascontiguousarray(np.moveaxis(values, -1, 0)).reshape(values.shape[-1], -1)
+        flat = stacks.flat(values, values.dtype)
         weight = stacks.no_pixels() if given is None else stacks.flat(given, np.float32)
-        out = np.empty((grid.count, flat.shape[1]), np.float32)
+        out = np.empty((grid.count, flat.shape[1]), np.float32 if method == "whittaker" else np.float64)
 
         def work(start: int, stop: int) -> None:
+            if method == "savitzky-golay":
+                kernels.fill_range(flat, weight, start, stop, grid.day, grid.step, out)
+                out[:, start:stop] = _savitzky_golay(out[:, start:stop], window, envelope)
+                return
             kernels.smooth_range(flat, weight, start, stop, grid.left, grid.fraction, lams, envelope, out)
+            if method == "double-logistic":
+                kernels.logistic_range(flat, weight, start, stop, grid.day, grid.step, envelope, rules, out)
 
         stacks.each_range(work, flat.shape[1], threads, kernels.TILE)
-        return np.moveaxis(out.reshape(grid.count, *shape), 0, -1)
+        return np.moveaxis(out.reshape(grid.count, *values.shape[:-1]), 0, -1).astype(np.float32)
 
     inputs = [series] if weights is None else [series, stacks.aligned(weights, series, "weights")]
     result = xr.apply_ufunc(
@@ -112,3 +139,21 @@ def smooth(
     return describe(
         result.rename(name), kind="continuous", units="1", long_name=f"smoothed {series.attrs.get('long_name', name)}"
     )
+
+
+def _window(window_days: float | None, step_days: int, count: int) -> int:
+    """Odd number of steps in the window: 2 floor(N / 5) + 1 for N steps a year, no longer than the series."""
+    half = int(365.25 / step_days // 5) if window_days is None else round(window_days / step_days / 2)
+    return max(2 * min(half, (count - 1) // 2) + 1, 3)
+
+
+def _savitzky_golay(filled: npt.NDArray[Any], window: int, rounds: int) -> npt.NDArray[Any]:
+    """Local quadratics along the first axis; then Chen's rounds, which replace values below the curve by it."""
+    from scipy.signal import savgol_filter
+
+    curve = savgol_filter(filled, window, 2, axis=0, mode="interp")
+    raised = filled
+    for _ in range(rounds):
+        raised = np.maximum(filled, curve)
+        curve = savgol_filter(raised, window, 2, axis=0, mode="interp")
+    return np.asarray(curve)
