@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 import tomllib
@@ -64,6 +65,7 @@ def declared() -> dict[str, set[str]]:
     return where
 
 
+@functools.cache
 def imported(folder: Path) -> dict[str, set[Path]]:
     """Dotted module name -> the files below `folder` that import it."""
     where: dict[str, set[Path]] = {}
