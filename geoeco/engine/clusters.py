@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from geoeco.engine.documents import nearest, parse_yaml
-from geoeco.engine.planning import Plan, machine_memory
+from geoeco.engine.planning import Plan, machine_memory, processors
 from geoeco.engine.provenance import package_versions
 from geoeco.engine.stores import RunStore
 from geoeco.errors import ClusterError
@@ -104,11 +104,16 @@ def load_presets(path: str | Path | None = None) -> dict[str, Preset]:
         presets: dict[str, Preset] = _PRESETS.validate_python(document.data or {})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        path_there = tuple(part for part in first["loc"] if part not in ("slurm", "gateway", "kubernetes"))
+        kinds: dict[str, type[_Preset]] = {
+            "slurm": SlurmPreset,
+            "gateway": GatewayPreset,
+            "kubernetes": KubernetesPreset,
+        }
+        keys = [f"{name}: {', '.join(model.model_fields)}" for name, model in kinds.items() if name in first["loc"]]
         raise ClusterError(
             f"a cluster preset is not valid: {first['msg']}",
-            where=document.where(path_there),
-            what_to_do="see the page on clusters for each kind's keys",
+            where=document.where(tuple(part for part in first["loc"] if part not in kinds)),
+            what_to_do=f"keys of {keys[0]}" if keys else f"each preset has a kind: {', '.join(kinds)}",
             code="preset",
         ) from error
     return presets
@@ -178,7 +183,7 @@ def local_size(plan: Plan | None, workers: int | None, memory_limit: int | None)
     """
     usable = int(machine_memory() * MEMORY_SHARE)
     need = plan.peak_memory_bytes if plan is not None else 2 * 2**30
-    count = workers or max(1, min(len(os.sched_getaffinity(0)), usable // (memory_limit or need)))
+    count = workers or max(1, min(processors(), usable // (memory_limit or need)))
     limit = memory_limit or usable // count
     if plan is not None:
         plan.check_memory(limit)
@@ -197,6 +202,11 @@ def _local(plan: Plan | None, workers: int | None, memory_limit: int | None) -> 
         "distributed.worker.multiprocessing-method": "spawn",
         # A task that has killed two workers is given back to the engine, which tries it in smaller parts.
         "distributed.scheduler.allowed-failures": 1,
+        # Results are small records: nothing to spill. A paused worker whose memory does not shrink would wait for ever;
+        # the plan's bound, and the end of the process at 95 %, are what keeps memory in check.
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
     }
     with (
         dask.config.set(options),

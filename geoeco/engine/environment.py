@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geoeco.engine.clusters import load_presets, presets_file
-from geoeco.engine.planning import IDLE_WORKER_BYTES, machine_memory, megabytes
+from geoeco.engine.planning import IDLE_WORKER_BYTES, machine_memory, megabytes, processors
 from geoeco.engine.provenance import geoeco_revision, package_versions
 
 __all__ = ["Check", "check_environment"]
@@ -167,15 +167,12 @@ def _temporary() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    memory, cores = (
-        machine_memory(),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    )
+    memory = machine_memory()
     enough = memory > 2 * IDLE_WORKER_BYTES
     yield Check(
         "machine",
         "ok" if enough else "broken",
-        f"{cores} processors, {megabytes(memory)} of memory",
+        f"{processors()} processors, {megabytes(memory)} of memory",
         "" if enough else f"a worker needs {megabytes(IDLE_WORKER_BYTES)} before it does anything",
     )
 

@@ -8,6 +8,7 @@ hosts that share a disk) a heartbeat in the lock file tells whether its holder s
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -76,9 +77,11 @@ class RunLock:
         }
 
     def __enter__(self) -> RunLock:
-        if self.store.is_local and fcntl is not None:
+        try:
+            if not self.store.is_local or fcntl is None:
+                raise NotImplementedError
             self._take_file()
-        else:
+        except NotImplementedError:
             self._take_object()
         self._thread = threading.Thread(target=self._beat, name="geoeco-lock", daemon=True)
         self._thread.start()
@@ -106,6 +109,7 @@ class RunLock:
         return time.time() - float(holder.get("heartbeat", 0.0)) < self.stale_after
 
     def _take_file(self) -> None:
+        """Take the lock of the operating system, and leave a heartbeat for those whom it does not reach."""
         path = self.store.local(self.NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
@@ -128,6 +132,7 @@ class RunLock:
         self._write()
 
     def _take_object(self) -> None:
+        """Take the lock by the heartbeat alone."""
         data = json.dumps(self._holder()).encode()
         if self.store.create_exclusive(self.NAME, data):
             return
@@ -168,10 +173,19 @@ class RunLock:
 
 
 def _flock(file: IO[bytes]) -> bool:
+    """Take the system's lock; False if another process has it.
+
+    Raises
+    ------
+    NotImplementedError
+        If the file system has no locks (some network disks).
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            return False
+        raise NotImplementedError from error
     return True
 
 

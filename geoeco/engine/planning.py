@@ -238,6 +238,13 @@ def megabytes(size: int) -> str:
     return f"{size / 2**20:,.0f} MiB" if size >= 2**20 or size == 0 else f"{size / 2**10:,.1f} KiB"
 
 
+def processors() -> int:
+    """Number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def machine_memory() -> int:
     """Bytes of memory of this machine or, where less, of the control group that this process lives in."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
+import dask
 import dummies
 import pytest
 
 from geoeco.engine import clusters, connect, driver, load_presets
-from geoeco.engine.events import RunStarted
+from geoeco.engine.events import RunStarted, TaskFinished
 from geoeco.errors import ClusterError, RecipeError
 
 distributed = pytest.importorskip("distributed")
@@ -146,24 +147,23 @@ def test_an_address_without_a_scheduler_says_how_to_start_one(address):
 
 DRIVER = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import dummies
 from geoeco.engine import connect
 steps = "[{verb: make}, {verb: upper}, {verb: join}]"
 recipe = dummies.Recipe.parse(f"{{geoeco: 1, name: dummy, steps: {steps}}}", folder="/")
-with connect(sys.argv[3]) as client:
-    recipe.run(sys.argv[2], client, gdal={})
+with connect(sys.argv[2], workers=1) as client:
+    recipe.run(sys.argv[1], client, gdal={})
 """
 
 
-@pytest.mark.parametrize("where", ["none", "address"])
+@pytest.mark.parametrize("where", ["none", "local", "address"])
 def test_a_killed_driver_is_followed_by_resume_without_doing_anything_twice(
     where, client, clean, undisturbed, make_recipe, tmp_path
 ):
     out = tmp_path / "out"
     (clean / "hang.t2").touch()
-    address = "none" if where == "none" else client.scheduler.address
-    command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), str(out), address]
+    address = client.scheduler.address if where == "address" else where
+    command = [sys.executable, "-c", DRIVER, str(out), address]
     process = subprocess.Popen(command)
     wanted = out / "ledger/make/tiles/t1.json"
     while not ((clean / "hanging.t2").exists() and wanted.exists()):
@@ -173,11 +173,45 @@ def test_a_killed_driver_is_followed_by_resume_without_doing_anything_twice(
     (clean / "hang.t2").unlink()
     counts = {path.name: len(path.read_text().splitlines()) for path in (clean / "executions").iterdir()}
     known = {path.stem for path in (out / "ledger/make/tiles").iterdir()}
-    run = make_recipe().run(out, None if where == "none" else client, gdal={})
+    run = make_recipe().run(out, client if where == "address" else None, gdal={})
     assert run.exit_code == 0
     assert files(out) == undisturbed
     for key in known:
         assert dummies.executions(f"make/tiles/{key}") == counts[f"make+tiles+{key}"]
+
+
+def test_a_lost_scheduler_ends_the_session_and_another_cluster_goes_on(
+    client, clean, undisturbed, make_recipe, tmp_path
+):
+    file = tmp_path / "scheduler.json"
+    python = [sys.executable, "-m", "distributed.cli"]
+    command = [*python[:2], "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL)
+    worker = subprocess.Popen(
+        [*python[:2], "distributed.cli.dask_worker", "--scheduler-file", str(file), "--nthreads", "1"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not file.exists():
+            assert scheduler.poll() is None
+
+        def kill(event):
+            if isinstance(event, TaskFinished) and event.task == "make/tiles/t1":
+                scheduler.kill()
+                scheduler.wait()
+
+        address = json.loads(file.read_text())["address"]
+        (clean / "hang.t2").touch()
+        with dask.config.set({"distributed.comm.timeouts.connect": "2s"}), connect(address, timeout=5) as other:
+            run = make_recipe().run(tmp_path / "out", other, gdal={}, subscribers=[kill])
+        assert (run.state, run.exit_code) == ("interrupted", 3)
+    finally:
+        (clean / "hang.t2").unlink(missing_ok=True)
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    assert make_recipe().run(tmp_path / "out", client, gdal={}).exit_code == 0
+    assert files(tmp_path / "out") == undisturbed
 
 
 PRESETS = """

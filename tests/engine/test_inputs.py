@@ -112,7 +112,7 @@ def test_an_empty_search_is_an_error_that_says_what_to_check(recipe, grid, perio
 
 def test_a_missing_catalogue_or_area_file_is_an_error_before_any_work(recipe, tmp_path):
     made = recipe([item("a", (5.8, 49.9, 6.2, 50.3))], "{area: nowhere.geojson}")
-    with pytest.raises(InputError, match="nowhere.geojson"):
+    with pytest.raises(InputError, match=r"nowhere\.geojson"):
         made.run(tmp_path / "out", gdal={})
     (tmp_path / "items.json").unlink()
     with pytest.raises(GeoecoError):

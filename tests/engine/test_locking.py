@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -62,10 +63,16 @@ def test_a_killed_driver_can_be_followed_at_once(holder, tmp_path):
     assert not store.exists("lock.json")
 
 
-@pytest.fixture(params=["disk", "object store"])
-def store(request, tmp_path):
-    """A run folder on a disk, and one that knows only PUT and GET."""
-    if request.param == "disk":
+@pytest.fixture(params=["disk", "disk without locks", "object store"])
+def store(request, tmp_path, monkeypatch):
+    """A run folder on a disk, on a network disk that has no locks, and one that knows only PUT and GET."""
+    if request.param == "disk without locks":
+
+        def unsupported(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr("fcntl.flock", unsupported)
+    if request.param != "object store":
         yield RunStore(tmp_path / "run")
         return
     store = RunStore(f"memory://locks/{tmp_path.name}")
