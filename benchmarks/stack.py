@@ -2,8 +2,8 @@
 
 The input is 264 COGs in the layout of Level-2A (10 and 20 m bands at their own resolution, SCL at 20 m, baseline 05.00
 with the offset in, a texture that deflates about as well as real scenes do). Every contender writes reflectance as
-int16 x 1e-4 with all 20 m bands bilinear on 10 m and cloud, shadow and nodata masked, into Zarr v3 with the same shards,
-chunks and compressor.
+int16 x 1e-4 with all 20 m bands bilinear on 10 m and cloud, shadow and nodata masked, into Zarr v3 with the same
+shards, chunks and compressor.
 
 geoeco and the hand-written loop grow the cloud mask by 60 m; odc-stac is spared that (it has no such step).
 """
@@ -141,8 +141,7 @@ def _items(folder: Path) -> list[Any]:
 
 
 def _out(folder: Path) -> Path:
-    target = Path(tempfile.mkdtemp(prefix="store-", dir=folder)) / "cube.zarr"
-    return target
+    return Path(tempfile.mkdtemp(prefix="store-", dir=folder)) / "cube.zarr"
 
 
 def _facts(store: Path, first: Any) -> dict[str, Any]:

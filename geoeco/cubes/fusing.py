@@ -26,12 +26,14 @@ from geoeco.cubes.scenes import SCL, Scene
 from geoeco.errors import ReadError
 from geoeco.sensors import sentinel2
 
-__all__ = ["FILL", "SCALE", "BadScene", "Clear", "Stack", "Tiling", "available_threads", "pages"]
+__all__ = ["FILL", "MOST_THREADS", "SCALE", "BadScene", "Clear", "Stack", "Tiling", "available_threads", "pages"]
 
 #: Stored reflectance: int16 times SCALE, FILL where there is none.
 SCALE = sentinel2.STORED_SCALE
 FILL = sentinel2.REFLECTANCE_NODATA
 _HIGHEST = 32767
+#: More readers at a time only fill the memory.
+MOST_THREADS = 4
 
 Int16 = npt.NDArray[np.int16]
 UInt8 = npt.NDArray[np.uint8]
@@ -122,9 +124,9 @@ def pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 
 def available_threads() -> int:
-    """Processors that this process may use, at most 4: more readers only fill the memory."""
+    """Processors that this process may use, at most `MOST_THREADS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 4)
+    return min(cores, MOST_THREADS)
 
 
 class Stack:

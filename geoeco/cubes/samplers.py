@@ -321,7 +321,8 @@ def _points(transform: Affine, shape: tuple[int, int], crs: CRS, geobox: GeoBox,
     total = rows * cols
     row0, col0 = np.empty(total, np.int32), np.empty(total, np.int32)
     holder = np.empty(total, np.int8)
-    weight_y, weight_x = np.empty(total, np.float32), np.empty(total, np.float32)
+    weights = total if bilinear else 0
+    weight_y, weight_x = np.empty(weights, np.float32), np.empty(weights, np.float32)
     for start in range(0, total, _STRIP):
         part = slice(start, min(start + _STRIP, total))
         i, j = np.divmod(np.arange(part.start, part.stop), cols)
@@ -335,7 +336,8 @@ def _points(transform: Affine, shape: tuple[int, int], crs: CRS, geobox: GeoBox,
         in_row, in_col = np.floor(v + _TINY), np.floor(u + _TINY)
         up, left = np.floor(v - 0.5 + _TINY), np.floor(u - 0.5 + _TINY)
         row0[part], col0[part] = up, left
-        weight_y[part], weight_x[part] = np.maximum(v - 0.5 - up, 0), np.maximum(u - 0.5 - left, 0)
+        if bilinear:
+            weight_y[part], weight_x[part] = np.maximum(v - 0.5 - up, 0), np.maximum(u - 0.5 - left, 0)
         where = ((in_row - up) * 2 + (in_col - left)).astype(np.int8)
         holder[part] = np.where(outside, -1, where)
     inside = holder >= 0

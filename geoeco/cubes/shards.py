@@ -14,7 +14,8 @@ import io
 import itertools
 import struct
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 from numcodecs.zstd import Zstd
 
-from geoeco.errors import OutputError
+from geoeco.catalog import fault
+from geoeco.errors import OutputError, TransientError
 
 __all__ = ["Objects", "encode_shard", "write_shard"]
 
@@ -56,15 +58,37 @@ class Objects:
         fs, base = fsspec.core.url_to_fs(self.root)
         return fs, f"{base.rstrip('/')}/{key}"
 
+    @contextmanager
+    def _at(self, key: str) -> Iterator[None]:
+        """Tell what may pass (a lost connection, a time-out) from what will not (a full disk, no permission)."""
+        where = f"{self.root}/{key}"
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if self._local is None and isinstance(passing := fault(error, where), TransientError):
+                raise passing from error
+            raise OutputError(
+                f"{type(error).__name__}: {error}", where=where, what_to_do="make room or check permissions"
+            ) from error
+
     def get(self, key: str) -> bytes | None:
-        """Read an object; None if there is none."""
+        """Read an object; None if there is none.
+
+        Raises
+        ------
+        OutputError, TransientError
+            If it is there but cannot be read.
+        """
         local = self._local
         try:
-            if local is not None:
-                return (local / key).read_bytes()
-            fs, path = self._remote(key)
-            found: bytes = fs.cat_file(path)
-        except (FileNotFoundError, NotADirectoryError):
+            with self._at(key):
+                if local is not None:
+                    return (local / key).read_bytes()
+                fs, path = self._remote(key)
+                found: bytes = fs.cat_file(path)
+        except FileNotFoundError:
             return None
         return found
 
@@ -74,10 +98,12 @@ class Objects:
         Raises
         ------
         OutputError
-            If it cannot be written (disk full, no permission).
+            If it cannot be written (disk full, no permission, no such bucket).
+        TransientError
+            If the object store does not answer.
         """
         local = self._local
-        try:
+        with self._at(key):
             if local is None:
                 fs, path = self._remote(key)
                 fs.pipe_file(path, b"".join(parts))
@@ -92,10 +118,6 @@ class Objects:
                 part.replace(target)
             finally:
                 part.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write: {error}", where=f"{self.root}/{key}", what_to_do="make room or check permissions"
-            ) from error
 
     def holds(self, key: str, parts: Sequence[bytes]) -> bool:
         """Whether the object is these parts and nothing else, read back now."""
@@ -116,12 +138,14 @@ class Objects:
     def delete(self, key: str) -> None:
         """Remove an object, if it is there."""
         local = self._local
-        if local is not None:
-            (local / key).unlink(missing_ok=True)
-            return
-        fs, path = self._remote(key)
-        if fs.exists(path):
-            fs.rm_file(path)
+        with self._at(key):
+            if local is not None:
+                (local / key).unlink(missing_ok=True)
+                return
+            fs, path = self._remote(key)
+            # not fs.exists, which may answer from a listing made before
+            with suppress(FileNotFoundError, KeyError):
+                fs.rm_file(path)
 
 
 def encode_shard(

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 
-from geoeco.cubes.fusing import FILL, SCALE, BadScene, Clear, Stack, Tiling, available_threads, pages
+from geoeco.cubes.fusing import FILL, MOST_THREADS, SCALE, BadScene, Clear, Stack, Tiling, pages
 from geoeco.cubes.scenes import SCL, scenes_by_day
 from geoeco.cubes.shards import Objects, encode_shard, write_shard
 from geoeco.errors import GridError, InputError, OutputError
@@ -562,7 +562,8 @@ def block_memory_bytes(
         Bytes. It does not depend on the number of bands or blocks: bands are read one after another.
     """
     n_items = n_items or n_times
-    threads = threads or available_threads()
+    # the worker may have more processors than the machine that plans
+    threads = threads or MOST_THREADS
     shard = shard or cube_layout(n_times, max(8, math.ceil(max(block) / 8) * 8))[0]
     pixels = block[0] * block[1]
     held = n_times * shard * shard * 2
@@ -573,7 +574,7 @@ def block_memory_bytes(
     bits = n_items * math.ceil(pixels / 8)
     # a thread's window, what is resampled of it, weights and masks
     scratch = threads * shard * shard * 24
-    points = pixels * 34 if other_crs else 0
+    points = pixels * 42 if other_crs else 0
     files = n_items * (1 << 18)
     return held + packed + staged + bits + scratch + points + files + (cache_mib << 20) + _FIXED
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -186,7 +187,7 @@ def test_a_missing_file_says_so(tmp_path):
 
 def test_a_truncated_file_is_corrupt_not_zero(tmp_path, rasters):
     path, _ = rasters[10]
-    content = open(path, "rb").read()
+    content = Path(path).read_bytes()
     for keep in (10, len(content) // 2):
         broken = tmp_path / f"{keep}.tif"
         broken.write_bytes(content[:keep])
@@ -197,7 +198,7 @@ def test_a_truncated_file_is_corrupt_not_zero(tmp_path, rasters):
 
 def test_noise_in_the_middle_of_a_file_is_corrupt(tmp_path, rasters):
     path, _ = rasters[10]
-    content = bytearray(open(path, "rb").read())
+    content = bytearray(Path(path).read_bytes())
     middle = len(content) // 2
     content[middle : middle + 4000] = bytes(np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8))
     broken = tmp_path / "noise.tif"
@@ -257,9 +258,9 @@ def test_gdals_own_addresses_are_refused(href):
 
 
 def test_files_beside_the_raster_decide_nothing(tmp_path, rasters, world):
-    path, pixels = rasters[10]
+    path, _ = rasters[10]
     copy = tmp_path / "a.tif"
-    copy.write_bytes(open(path, "rb").read())
+    copy.write_bytes(Path(path).read_bytes())
     grid = GeoBox((180, 180), Affine(10, 0, LEFT, 0, -10, TOP), "EPSG:32631")
     before = read_window(str(copy), grid)
     (tmp_path / "a.tif.aux.xml").write_text(
@@ -292,10 +293,10 @@ class _Server(http.server.BaseHTTPRequestHandler):
         if body:
             self.wfile.write(part)
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         self._answer(body=True)
 
-    def do_HEAD(self):  # noqa: N802
+    def do_HEAD(self):
         self._answer(body=False)
 
     def log_message(self, *args):
@@ -338,7 +339,7 @@ def test_an_asset_is_read_over_http_and_may_come_back(server, rasters):
     handler, address = server
     path, _ = rasters[10]
     grid = _grid("EPSG:32631", 10)
-    handler.content = open(path, "rb").read()
+    handler.content = Path(path).read_bytes()
     handler.status = 503
     with pytest.raises(TransientError):
         read_window(f"{address}/back.tif", grid)
