@@ -151,6 +151,11 @@ class ChipReader:
         self.dropped: list[dict[str, Any]] = list(self.candidates.dropped)
         self.chosen: dict[Slot, int | str] = assign(self.candidates, self.limits)
         self.valid: dict[Slot, float] = {}
+        # of a location that has too few seasons from the start nothing is read
+        found = dict.fromkeys(range(self.count), 0)
+        for (sample, _), answer in self.chosen.items():
+            found[sample] += isinstance(answer, int)
+        self.worthwhile = {sample for sample, seasons in found.items() if seasons >= settings.min_seasons}
 
     @property
     def count(self) -> int:
@@ -173,36 +178,20 @@ class ChipReader:
         slots = [(sample, season) for season in seasons for sample in range(self.count)]
         chips = result[0].reshape(len(slots), *result[0].shape[2:])
         scl = result[1].reshape(len(slots), *result[1].shape[2:])
-        # of a location that will not be kept nothing is read
-        open_slots = [
-            i
-            for i, slot in enumerate(slots)
-            if isinstance(self.chosen[slot], int) and self._found(slot[0]) >= self.settings.min_seasons
+        wanted = [
+            i for i, slot in enumerate(slots) if isinstance(self.chosen[slot], int) and slot[0] in self.worthwhile
         ]
-        for i in set(range(len(slots))) - set(open_slots):
+        for i in set(range(len(slots))) - set(wanted):
             chips[i], scl[i] = CHIP_NODATA, 0
-        while open_slots:
-            failed = self._read_slots(slots, open_slots, chips, scl)
-            for i in open_slots:
-                sample, season = slots[i]
-                row = self.chosen[(sample, season)]
-                assert isinstance(row, int)
-                scene = int(self.candidates.scene[row])
-                if scene in failed:
-                    self.banned.add((sample, scene))
-                    continue
-                part = _valid_part(chips[i])
-                if part < self.settings.min_valid:
-                    self.banned.add((sample, scene))
-                else:
-                    self.valid[(sample, season)] = part
-            self.banned |= {(sample, scene) for scene in failed for sample in range(self.count)}
-            open_slots = self._choose_again([i for i in open_slots if slots[i] not in self.valid], slots, chips, scl)
+        self._read_slots(slots, wanted, chips, scl)
+        # season after season, each to its end: so it does not matter how many seasons are read at a time
+        for season in seasons:
+            missing = [i for i in wanted if slots[i][1] == season and slots[i] not in self.valid]
+            while missing:
+                missing = self._choose_again(missing, slots, chips, scl)
+                self._read_slots(slots, missing, chips, scl)
+                missing = [i for i in missing if slots[i] not in self.valid]
         return result
-
-    def _found(self, sample: int) -> int:
-        """Count the seasons of a location that have an image."""
-        return sum(isinstance(self.chosen[(sample, season)], int) for season in range(len(SEASONS)))
 
     def _choose_again(
         self, missing: list[int], slots: list[Slot], chips: npt.NDArray[np.int16], scl: npt.NDArray[np.uint8]
@@ -227,7 +216,8 @@ class ChipReader:
 
     def _read_slots(
         self, slots: list[Slot], wanted: list[int], chips: npt.NDArray[np.int16], scl: npt.NDArray[np.uint8]
-    ) -> set[int]:
+    ) -> None:
+        """Read the chips of these slots; those that turn out well are in `valid`, the others' scenes in `banned`."""
         by_scene: dict[int, list[tuple[int, int]]] = {}
         for i in wanted:
             row = self.chosen[slots[i]]
@@ -251,7 +241,14 @@ class ChipReader:
             if error is not None:
                 failed.add(job.scene)
                 self.dropped.append(drop_note(self.candidates.scenes[job.scene].item, job.band, error))
-        return failed
+        self.banned |= {(sample, scene) for scene in failed for sample in range(self.count)}
+        for scene, found in by_scene.items():
+            for i, sample in found:
+                part = 0.0 if scene in failed else _valid_part(chips[i])
+                if part < self.settings.min_valid or scene in failed:
+                    self.banned.add((sample, scene))
+                else:
+                    self.valid[slots[i]] = part
 
     def _read_band(self, job: _Job, chips: npt.NDArray[np.int16], scl: npt.NDArray[np.uint8]) -> None:
         scene = self.candidates.scenes[job.scene]

@@ -135,6 +135,29 @@ def test_twice_the_same_bytes_whatever_the_memory_threads_and_group(tmp_path, wo
     )
 
 
+def test_broken_files_change_no_byte_between_many_seasons_at_a_time_and_one(tmp_path, tile, place, windows):
+    a = tile()
+    rng = np.random.default_rng(1)
+    days = np.arange("2021-03-20", "2021-05-10", 6, dtype="datetime64[D]")
+    items = [
+        a.scene(str(d), bands={"B02": rng.integers(1001, 5000, (360, 360)), "B05": 2000}, name=f"S{i}")
+        for i, d in enumerate(days)
+    ]
+    for i in (1, 2, 3, 5):
+        Path(items[i].assets["B05"].href).unlink()
+    # overlapping windows: the seasons compete for the same dates
+    table = windows(len(XY), mids=(90, 96, 102, 108), width=40)
+    trees = []
+    for name, memory_mib in (("all", 512), ("one", 1)):
+        fill(str(tmp_path / name), (items, place(*XY), table), memory_mib=memory_mib, min_seasons=2)
+        trees.append(tree(tmp_path / name))
+    assert trees[0] == trees[1]
+    read = open_chips(str(tmp_path / "one"))
+    assert (read["reason"].values == "").sum() >= 10
+    for ids in read["item_id"].values:
+        assert not {items[i].id for i in (1, 2, 3, 5)} & set(ids)
+
+
 def test_the_order_in_which_groups_are_written_does_not_matter(tmp_path, world):
     items, places, table = world
     store = str(tmp_path / "turned")
