@@ -185,4 +185,4 @@ def items_from_document(recipe: Recipe, document: Mapping[str, Any]) -> list[pys
 
     if document.get("geoeco:search") != search_key(recipe):
         return None
-    return [pystac.Item.from_dict(feature) for feature in document["features"]]
+    return [pystac.Item.from_dict(feature, migrate=False) for feature in document["features"]]

@@ -365,7 +365,7 @@ class TaskContext:
         1; 4 when a worker died on this task (most likely of memory): the verb may then work through the block in
         that many parts. The result must be the same bytes.
     scratch : str
-        A local folder of this task alone, removed afterwards.
+        Where `scratch_path` is made when it is asked for.
     """
 
     store: RunStore
@@ -396,7 +396,7 @@ class TaskContext:
 
         documents = json.loads(zlib.decompress(self.packed_items)) if self.packed_items else []
         by_id = {document["id"]: document for document in documents}
-        return [pystac.Item.from_dict(by_id[name], preserve_dict=False) for name in task.items]
+        return [pystac.Item.from_dict(by_id[name], preserve_dict=False, migrate=False) for name in task.items]
 
     def path(self, name: str) -> str:
         """Absolute path or URL of a file that the recipe names."""
@@ -406,8 +406,10 @@ class TaskContext:
 
     @property
     def scratch_path(self) -> Path:
-        """The task's local scratch folder."""
-        return Path(self.scratch)
+        """A local folder of this task alone, removed after it; made at the first asking."""
+        path = Path(self.scratch)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 class Verb(ABC):
