@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +69,15 @@ def _recorded(call: TaskCall) -> dict[str, Any]:
     known = ledger.read(call.task.id)
     if known is not None and known["key"] == call.key and known.get("session") == call.session and known.get("digest"):
         return known  # a worker died after writing the record and before saying so
-    scratch = tempfile.mkdtemp(prefix="geoeco-")
+    scratch = Path(tempfile.gettempdir(), f"geoeco-{os.getpid()}-{uuid.uuid4().hex[:12]}")
     started = time.perf_counter()
     reset_peak()
     try:
-        context = replace(call.context, scratch=scratch)
+        context = replace(call.context, scratch=str(scratch))
         result = call.verb.run(context.settings, call.task, context)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch.exists():
+            shutil.rmtree(scratch, ignore_errors=True)
     check_result(result, call.task, call.context.store)
     missing = list(call.context.missing)
     record = {

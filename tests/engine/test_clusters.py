@@ -156,7 +156,7 @@ with connect(sys.argv[2], workers=1) as client:
 """
 
 
-@pytest.mark.parametrize("where", ["none", "local", "address"])
+@pytest.mark.parametrize("where", ["none", pytest.param("local", marks=pytest.mark.slow), "address"])
 def test_a_killed_driver_is_followed_by_resume_without_doing_anything_twice(
     where, client, clean, undisturbed, make_recipe, tmp_path
 ):
@@ -180,6 +180,7 @@ def test_a_killed_driver_is_followed_by_resume_without_doing_anything_twice(
         assert dummies.executions(f"make/tiles/{key}") == counts[f"make+tiles+{key}"]
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_ends_the_session_and_another_cluster_goes_on(
     client, clean, undisturbed, make_recipe, tmp_path
 ):

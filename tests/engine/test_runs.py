@@ -515,3 +515,20 @@ def test_the_peak_of_each_task_is_its_own(tmp_path):
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("this system cannot forget a peak")
     assert peak_memory() < high - 100 * 2**20
+
+
+def test_a_task_has_a_scratch_folder_of_its_own_that_is_gone_afterwards(switches, make_recipe, tmp_path, monkeypatch):
+    seen = []
+    real = dummies.Make.run
+
+    def scribbling(self, settings, task, context):
+        (context.scratch_path / "notes").write_text(task.id)
+        seen.append(context.scratch_path)
+        if task.key == "t3":
+            raise ValueError("failed with notes on the desk")
+        return real(self, settings, task, context)
+
+    monkeypatch.setattr(dummies.Make, "run", scribbling)
+    go(make_recipe(), tmp_path / "out")
+    assert len(set(seen)) == 4
+    assert not any(path.exists() for path in seen)
