@@ -35,7 +35,7 @@ Window = tuple[int, int, int, int]
 #: Coordinates are compared in pixels of the raster; less than this is rounding of the projection.
 _TINY = 1e-6
 #: Target pixels that are worked on at a time: bounds the scratch, and keeps it in the processor's cache.
-_STRIP = 1 << 16
+_STRIP = 1 << 15
 
 
 class Sampler(Protocol):
@@ -75,6 +75,12 @@ class _Axis:
     def holder(self, i: int) -> int:
         """Raster pixel that holds the centre of target pixel `i`."""
         return math.floor((self.start + i + self.shift + 0.5) / self.ratio + _TINY)
+
+    def near(self, pixels: npt.NDArray[np.int64]) -> slice:
+        """Target pixels between the first and the last that has one of these raster pixels as a neighbour."""
+        centres = (self.start + np.arange(self.count) + self.shift + 0.5) / self.ratio - 0.5
+        bases = np.floor(centres + _TINY).astype(np.int64)
+        return slice(int(np.searchsorted(bases + 1, pixels[0])), int(np.searchsorted(bases, pixels[-1], side="right")))
 
     def part(self, first: int, last: int) -> _Axis:
         """Target pixels `first` up to `last` as an axis of their own."""
@@ -146,26 +152,36 @@ class _Fractions:
             source = np.pad(source, edges, constant_values=source.dtype.type(nodata))
         if not self.bilinear:
             return self._nearest(source, top, left)
+        out = np.empty((self.rows.count, self.cols.count), source.dtype)
         invalid = np.isnan(source) if math.isnan(nodata) else source == source.dtype.type(nodata)
-        if not invalid.any():
-            out = np.empty((self.rows.count, self.cols.count), source.dtype)
-            for target, total in self._weighted(source, top, left):
-                _round_into(out[target], total)
-            return out
-        valid = ~invalid
+        holes = invalid.any()
+        known = np.where(invalid, source.dtype.type(0), source) if holes else source
+        for target, total in self._weighted(known, top, left):
+            _round_into(out[target], total)
+        if holes:
+            # most often a swath's edge: only the rectangle around the pixels without data needs weights
+            y = self.rows.near(np.flatnonzero(invalid.any(axis=1)) + top)
+            x = self.cols.near(np.flatnonzero(invalid.any(axis=0)) + left)
+            if y.stop > y.start and x.stop > x.start:
+                part = _Fractions(self.rows.part(y.start, y.stop), self.cols.part(x.start, x.stop), bilinear=True)
+                (first, last), (west, east) = part._span(part.rows), part._span(part.cols)
+                inner = slice(first - top, last + 1 - top), slice(west - left, east + 1 - left)
+                part._fill_holes(out[y, x], known[inner], ~invalid[inner], nodata)
+        return out
+
+    def _fill_holes(self, out: Array, known: Array, valid: npt.NDArray[np.bool_], nodata: float) -> None:
+        """Weight what has data by what has data; `known` is 0 elsewhere."""
+        top, left = self.rows.base(0), self.cols.base(0)
         held = self._nearest(valid, top, left)
-        out = np.full((self.rows.count, self.cols.count), nodata, source.dtype)
-        known = np.where(valid, source, source.dtype.type(0))
-        for (target, total), (_, weight) in zip(
-            self._weighted(known, top, left), self._weighted(valid, top, left), strict=True
-        ):
+        sums = zip(self._weighted(known, top, left), self._weighted(valid, top, left), strict=True)
+        for (target, total), (_, weight) in sums:
             inside = held[target]
             np.copyto(weight, 1, where=~inside)
             total /= weight
-            values = np.empty(total.shape, source.dtype)
+            values = np.empty(total.shape, out.dtype)
             _round_into(values, total)
-            np.copyto(out[target], values, where=inside)
-        return out
+            np.copyto(values, out.dtype.type(nodata), where=~inside)
+            out[target] = values
 
     def _nearest(self, source: Array, top: int, left: int) -> Array:
         wide = np.empty((source.shape[0], self.cols.count), source.dtype)
@@ -178,20 +194,24 @@ class _Fractions:
 
     def _weighted(self, source: Array, top: int, left: int) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Rows of the target and their weighted sums, in strips that stay in the processor's cache."""
-        columns, ratio = self.cols.phases(), self.cols.ratio
-        strip = max(1, _STRIP // max(1, self.cols.count * self.rows.ratio)) * self.rows.ratio
-        for start in range(0, self.rows.count, strip):
-            rows = self.rows.part(start, min(start + strip, self.rows.count))
+        columns, ratio, width = self.cols.phases(), self.cols.ratio, self.cols.count
+        height = max(1, _STRIP // max(1, width * self.rows.ratio)) * self.rows.ratio
+        height = min(height, self.rows.count)
+        # one set of arrays for all strips: fresh ones would be fresh pages each time
+        tall = self.rows.base(height - 1) - self.rows.base(0) + 3
+        all_wide, all_total = np.empty((tall, width), np.float32), np.empty((height, width), np.float32)
+        scratch = np.empty(max(tall, height) * width, np.float32)
+        for start in range(0, self.rows.count, height):
+            rows = self.rows.part(start, min(start + height, self.rows.count))
             base = rows.base(0)
             narrow = source[base - top : rows.base(rows.count - 1) + 2 - top].astype(np.float32)
-            wide = np.empty((narrow.shape[0], self.cols.count), np.float32)
+            wide, total = all_wide[: narrow.shape[0]], all_total[: rows.count]
             for first, at, _, weight, n in columns:
                 at -= left
-                _mix(wide[:, first::ratio], narrow[:, at : at + n], narrow[:, at + 1 : at + 1 + n], weight)
-            total = np.empty((rows.count, self.cols.count), np.float32)
+                _mix(wide[:, first::ratio], narrow[:, at : at + n], narrow[:, at + 1 : at + 1 + n], weight, scratch)
             for first, at, _, weight, n in rows.phases():
                 at -= base
-                _mix(total[first :: rows.ratio], wide[at : at + n], wide[at + 1 : at + 1 + n], weight)
+                _mix(total[first :: rows.ratio], wide[at : at + n], wide[at + 1 : at + 1 + n], weight, scratch)
             yield slice(start, start + rows.count), total
 
 
@@ -200,10 +220,13 @@ def _mix(
     before: npt.NDArray[np.float32],
     after: npt.NDArray[np.float32],
     weight: np.float32,
+    scratch: npt.NDArray[np.float32],
 ) -> None:
     # two products, not before + w * (after - before): exact for the quarters and halves of 20 m on 10 m
+    part = scratch[: after.size].reshape(after.shape)
+    np.multiply(after, weight, out=part)
     np.multiply(before, np.float32(1) - weight, out=out)
-    out += after * weight
+    out += part
 
 
 def _round_into(out: Array, values: npt.NDArray[np.float32]) -> None:

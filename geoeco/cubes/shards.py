@@ -59,14 +59,14 @@ class Objects:
         return fs, f"{base.rstrip('/')}/{key}"
 
     @contextmanager
-    def _at(self, key: str) -> Iterator[None]:
+    def _at(self, key: str, *, may_be_gone: bool = False) -> Iterator[None]:
         """Tell what may pass (a lost connection, a time-out) from what will not (a full disk, no permission)."""
         where = f"{self.root}/{key}"
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:
+            if may_be_gone and isinstance(error, FileNotFoundError):
+                raise
             if self._local is None and isinstance(passing := fault(error, where), TransientError):
                 raise passing from error
             raise OutputError(
@@ -83,7 +83,7 @@ class Objects:
         """
         local = self._local
         try:
-            with self._at(key):
+            with self._at(key, may_be_gone=True):
                 if local is not None:
                     return (local / key).read_bytes()
                 fs, path = self._remote(key)

@@ -512,3 +512,80 @@ def test_arguments_that_make_no_sense_are_refused(items, grid, tmp_path):
     template(str(tmp_path / "c"), grid, solar_days(items[:1]), BANDS, block=128)
     with pytest.raises(InputError, match="time axis"):
         write_block(str(tmp_path / "c"), items, grid, (0, 128), (0, 128))
+
+
+def test_a_grid_whose_crs_has_no_epsg_code_works_throughout(tmp_path, world, items):
+    grid = GeoBox(
+        (64, 64), world.grid(1, 1, left=-61000.0, top=1000.0).affine, "+proj=laea +lat_0=45.15 +lon_0=3.79 +units=m"
+    )
+    assert grid.crs.epsg is None
+    store = str(tmp_path / "cube.zarr")
+    template(store, grid, solar_days(items, grid), BANDS, block=64)
+    template(store, grid, solar_days(items, grid), BANDS, block=64)
+    write_block(store, items, grid, (0, 64), (0, 64))
+    opened = open_cube(store)
+    xr.testing.assert_equal(opened, load(items, grid, bands=BANDS))
+    assert opened.odc.geobox.crs == grid.crs
+    assert np.isfinite(opened.reflectance).any()
+
+
+def test_files_are_read_ahead_only_where_that_saves_decoding():
+    from geoeco.cubes.fusing import Tiling
+    from geoeco.cubes.stores import _groups
+
+    rows = [[((y, y + 512), (x, x + 512)) for x in range(0, 2048, 512)] for y in range(0, 2048, 512)]
+
+    def windows(offset, factor=1, margin=0):
+        return [
+            tuple(v // factor + d for v, d in zip((*y, *x), (offset - margin, offset + margin) * 2, strict=True))
+            for row in rows
+            for y, x in row
+        ]
+
+    whole = [list(range(16))]
+    by_row = [list(range(at, at + 4)) for at in range(0, 16, 4)]
+    alone = [[i] for i in range(16)]
+    aligned = Tiling((512, 512), 2, windows(0))
+    assert _groups(aligned, rows, 24, 1 << 40) == alone
+    coarse = Tiling((512, 512), 2, windows(8, factor=2, margin=1))
+    assert _groups(coarse, rows, 24, 1 << 40) == whole
+    shifted = Tiling((1024, 1024), 2, windows(300))
+    assert _groups(shifted, rows, 24, 1 << 40) == whole
+    assert _groups(shifted, rows, 24, 24 * 2 * 512 * 2048) == by_row
+    assert _groups(shifted, rows, 24, 0) == alone
+    assert _groups(None, rows, 24, 1 << 40) == alone
+
+
+def test_a_cube_lives_in_an_object_store(items, grid, stored, monkeypatch):
+    """Through s3fs against a local S3 server; the same pixels, and a server that is gone may come back."""
+    pytest.importorskip("s3fs")
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    try:
+        boto3.client("s3").create_bucket(Bucket="cubes")
+        store = "s3://cubes/run/cube.zarr"
+        template(store, grid, solar_days(items, grid), BANDS, block=128)
+        template(store, grid, solar_days(items, grid), BANDS, block=128)
+        records = [write_block(store, items, grid, b.y, b.x) for b in blocks(grid, 128)]
+        assert [r["checksum"] for r in records] == [r["checksum"] for r in stored[1]]
+        xr.testing.assert_identical(open_cube(store).load(), open_cube(str(stored[0])).load())
+        write_block(store, [], grid, (0, 128), (0, 128))
+        assert np.isnan(open_cube(store).reflectance[..., :128, :128]).all()
+        with pytest.raises(OutputError):
+            Objects("s3://no-such-bucket/x").put("key", [b"x"])
+    finally:
+        server.stop()
+    with pytest.raises(TransientError):
+        Objects(store).put("key", [b"x"])
