@@ -303,7 +303,8 @@ def dormant_level(
         for j in range(width):
             need[j] += w[t, j] if y[t, j] > fit[t, j] else 0.0
     for j in range(width):
-        sigma[j] = np.sqrt(low[j] / max(need[j], 1e-9))
+        # what smoothing alone leaves behind is not noise
+        sigma[j] = max(np.sqrt(low[j] / max(need[j], 1e-9)) - 0.005, 0.0)
     for j in range(width):
         high[j] = out[j] + noise * sigma[j]
     for j in range(width):
@@ -618,27 +619,29 @@ def find_peaks(
 
 
 @_jit
-def grade(day: Any, y: Any, w: Any, fit: Any, start: float, stop: float) -> tuple[float, float]:
-    """Largest gap as a share of [start, stop], and r2 of the looks inside it about their curve."""
-    previous = start
-    gap = 0.0
-    n = 0.0
-    total = 0.0
-    squares = 0.0
-    residual = 0.0
-    for t in range(day.size):
-        if w[t] <= 0.0 or day[t] < start or day[t] > stop:
-            continue
-        gap = max(gap, day[t] - previous)
-        previous = day[t]
-        n += 1.0
-        total += y[t]
-        squares += y[t] * y[t]
-        residual += (y[t] - fit[t]) ** 2
-    gap = max(gap, stop - previous)
-    spread = squares - total * total / n if n > 0.0 else 0.0
-    r2 = 1.0 - residual / spread if spread > 0.0 else 0.0
-    return gap / max(stop - start, 1.0), r2
+def grade(day: Any, y: Any, w: Any, snow: Any, fit: Any, start: float, stop: float) -> float:
+    """Quality class of one half of a cycle: 1 good, 2 fair, 3 good or fair if snow counts, 5 poor."""
+    length = max(stop - start, 1.0)
+    for with_snow in (False, True):
+        previous = start
+        gap = 0.0
+        n = 0.0
+        total = 0.0
+        squares = 0.0
+        residual = 0.0
+        for t in range(day.size):
+            if w[t] > 0.0 and start <= day[t] <= stop and (with_snow or snow[t] == 0):
+                gap = max(gap, day[t] - previous)
+                previous = day[t]
+                n += 1.0
+                total += y[t]
+                squares += y[t] * y[t]
+                residual += (y[t] - fit[t]) ** 2
+        gap = max(gap, stop - previous) / length
+        spread = squares - total * total / max(n, 1.0)
+        if gap <= 0.3 and residual < 0.25 * spread:
+            return 3.0 if with_snow else 1.0 if gap <= 0.2 else 2.0
+    return 5.0
 
 
 @_jit
@@ -744,15 +747,8 @@ def seasons(
         out[7, year, cycle] = base
         out[8, year, cycle] = amplitude
         out[9, year, cycle] = area_under(curve, start, stop, step)
-        gap_left, r2_left = grade(day, y, w, fit, left_day, peak_day)
-        gap_right, r2_right = grade(day, y, w, fit, peak_day, right_day)
-        gap = max(gap_left, gap_right)
-        quality = 5.0
-        if min(r2_left, r2_right) > 0.75 and gap <= 0.3:
-            quality = 1.0 if gap <= 0.2 else 2.0
-            for t in range(day.size):
-                if snow[t] > 0 and left_day <= day[t] <= right_day:
-                    quality = 3.0
+        quality = grade(day, y, w, snow, fit, left_day, peak_day)
+        quality = max(quality, grade(day, y, w, snow, fit, peak_day, right_day))
         # a half that the edge of the looks cuts while the curve still moves: its baseline is not known
         if (left[i] == first and start - first * step < 20.0) or (right[i] == last and last * step - stop < 20.0):
             quality = 9.0

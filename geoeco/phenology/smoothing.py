@@ -151,9 +151,9 @@ def _savitzky_golay(filled: npt.NDArray[Any], window: int, rounds: int) -> npt.N
     """Local quadratics along the first axis; then Chen's rounds, which replace values below the curve by it."""
     from scipy.signal import savgol_filter
 
+    empty = np.isnan(filled)
+    filled = np.where(empty, 0.0, filled)
     curve = savgol_filter(filled, window, 2, axis=0, mode="interp")
-    raised = filled
     for _ in range(rounds):
-        raised = np.maximum(filled, curve)
-        curve = savgol_filter(raised, window, 2, axis=0, mode="interp")
-    return np.asarray(curve)
+        curve = savgol_filter(np.maximum(filled, curve), window, 2, axis=0, mode="interp")
+    return np.where(empty, np.nan, curve)

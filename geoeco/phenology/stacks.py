@@ -164,8 +164,8 @@ def aligned(other: xr.DataArray, series: xr.DataArray, what: str) -> xr.DataArra
     if not isinstance(other, xr.DataArray):
         raise InputError(f"the {what} must be an xarray.DataArray, not {type(other).__name__}")
     try:
-        other = other.broadcast_like(series).transpose(*series.dims)
         xr.align(series, other, join="exact")
+        other = other.broadcast_like(series).transpose(*series.dims)
     except ValueError as error:
         raise InputError(f"the {what} do not lie on the dates and pixels of the series ({error})") from error
     if other.shape != series.shape:
