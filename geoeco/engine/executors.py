@@ -119,11 +119,13 @@ class DaskExecutor:
         ClusterError
             If they do not end in time.
         """
+        from geoeco.engine.plugins import running_keys
+
         end = time.monotonic() + timeout
         prefix = f"geoeco-{self.run_token}-"
         while True:
-            running = [str(key) for keys in self.client.processing().values() for key in keys]
-            left = [key for key in running if key.startswith(prefix)]
+            # The workers are asked, not the scheduler: it forgets a task with its client, but the thread runs on.
+            left = [key for keys in self.client.run(running_keys).values() for key in keys if key.startswith(prefix)]
             if not left:
                 return
             if time.monotonic() > end:

@@ -9,7 +9,7 @@ from typing import Any
 
 from distributed import WorkerPlugin
 
-__all__ = ["GdalSettings", "worker_facts"]
+__all__ = ["GdalSettings", "running_keys", "worker_facts"]
 
 
 class GdalSettings(WorkerPlugin):
@@ -47,3 +47,14 @@ def worker_facts(names: tuple[str, ...], dask_worker: Any = None) -> dict[str, A
         "memory_limit": int(dask_worker.memory_manager.memory_limit or 0),
         "gdal_settings": {name: os.environ.get(name, "") for name in names},
     }
+
+
+def running_keys(dask_worker: Any = None) -> list[str]:
+    """Return the keys of the tasks that a worker is at work on, also of those that nobody waits for any more.
+
+    Parameters
+    ----------
+    dask_worker : distributed.Worker
+        Given by ``Client.run``.
+    """
+    return [str(task.key) for task in (*dask_worker.state.executing, *dask_worker.state.long_running)]

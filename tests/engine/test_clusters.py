@@ -180,6 +180,28 @@ def test_a_killed_driver_is_followed_by_resume_without_doing_anything_twice(
         assert dummies.executions(f"make/tiles/{key}") == counts[f"make+tiles+{key}"]
 
 
+def test_resume_waits_for_what_a_killed_driver_left_running_on_the_cluster(
+    client, clean, undisturbed, make_recipe, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    (clean / "hang.t2").touch()
+    process = subprocess.Popen([sys.executable, "-c", DRIVER, str(out), client.scheduler.address])
+    while not (clean / "hanging.t2").exists():
+        assert process.poll() is None, "the driver ended by itself"
+    process.kill()
+    process.wait()
+    waited = []
+
+    def let_go(seconds):
+        waited.append(seconds)
+        (clean / "hang.t2").unlink(missing_ok=True)
+
+    monkeypatch.setattr("geoeco.engine.executors.time.sleep", let_go)
+    assert make_recipe().run(out, client, gdal={}).exit_code == 0
+    assert waited
+    assert files(out) == undisturbed
+
+
 @pytest.mark.slow
 def test_a_lost_scheduler_ends_the_session_and_another_cluster_goes_on(
     client, clean, undisturbed, make_recipe, tmp_path

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from geoeco.engine import IDLE_WORKER_BYTES, RunStore, load_run, write_report
 from geoeco.engine.events import StepStarted, TaskFinished, TaskRetried
+from geoeco.engine.locking import RunLock
 from geoeco.errors import ClusterError, InputError, OutputError, RecipeError
 
 
@@ -355,6 +356,16 @@ def test_a_folder_with_other_things_in_it_is_not_written_to(switches, make_recip
     assert [path.name for path in out.iterdir()] == ["cat.jpg"]
     with pytest.raises(InputError, match="no run"):
         load_run(out, dummies.Recipe)
+
+
+def test_a_second_run_into_a_folder_in_use_is_refused_before_it_writes_anything(switches, make_recipe, tmp_path):
+    store = RunStore(tmp_path / "out")
+    with RunLock(store, "first"):
+        with pytest.raises(OutputError) as caught:
+            go(make_recipe(), tmp_path / "out")
+        assert caught.value.code == "locked"
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock.json"]
+        assert go(make_recipe(), tmp_path / "out", force_unlock=True).exit_code == 0
 
 
 def test_a_verb_that_breaks_its_word_is_a_fault_of_its_task(switches, make_recipe, tmp_path, monkeypatch):
