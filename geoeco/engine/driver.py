@@ -715,7 +715,10 @@ class _Execution:
     def timings(self) -> dict[str, dict[str, Any]]:
         """Worker-seconds per step, of all sessions (the ledger keeps them); what estimates are made from."""
         found = {}
+        bound = IDLE_WORKER_BYTES
         for step in self.plan.steps:
+            # Allocators keep what earlier steps used: a worker is held to the largest task that it may have done so far.
+            bound = max([bound, *(IDLE_WORKER_BYTES + task.memory_bytes for task in step.tasks)])
             mine = [(task, self.records[task.id]) for task in step.tasks if task.id in self.records]
             if mine:
                 found[step.name] = {
@@ -724,7 +727,7 @@ class _Execution:
                     "seconds": round(sum(float(record.get("seconds", 0.0)) for _, record in mine), 3),
                     "bytes": sum(task.bytes_in + task.bytes_out for task, _ in mine),
                     "peak_bytes": max(int(record.get("peak_bytes", 0)) for _, record in mine),
-                    "bound_bytes": IDLE_WORKER_BYTES + max(task.memory_bytes for task, _ in mine),
+                    "bound_bytes": bound,
                 }
         return found
 

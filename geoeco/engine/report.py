@@ -96,6 +96,7 @@ def _steps(info: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[dict[st
                 "name": step["name"],
                 "verb": step["verb"],
                 "counts": counts[step["name"]],
+                "finished": "yes" if step["finished"] else "no",
                 "seconds": f"{timing['seconds']:.1f}" if timing else "",
                 "peak": f"{timing['peak_bytes'] / 2**20:.0f}" if timing else "",
                 "bound": f"{timing['bound_bytes'] / 2**20:.0f}" if timing else "",
@@ -114,7 +115,7 @@ def _maps(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     for name, tasks in groups.items():
         rows = max(task["block"][0] for task in tasks) + 1
         cols = max(task["block"][1] for task in tasks) + 1
-        size = max(2.0, min(24.0, MAX_MAP_PIXELS / max(rows, cols)))
+        size = max(2.0, min(48.0, MAX_MAP_PIXELS / max(rows, cols)))
         maps.append(
             {
                 "name": name,
