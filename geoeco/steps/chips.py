@@ -127,7 +127,7 @@ class ChipsVerb(Verb):
         """Write the metadata of the store."""
         groups = [task for task in context.step.tasks if task.stage == "groups"]
         chips_template(
-            context.store.url(chips_store(context.folder)),
+            context.store.url(context.folder),
             sum(int(task.payload["count"]) for task in groups),
             size=settings.size,
             bands=settings.bands,
@@ -143,7 +143,7 @@ class ChipsVerb(Verb):
         group = places.iloc[payload["first"] : payload["first"] + payload["count"]]
         items = context.items_for(task)
         record = write_chips(
-            context.store.url(chips_store(context.folder)),
+            context.store.url(context.folder),
             items,
             group,
             read_windows(context.store, payload["windows"]),
@@ -170,12 +170,11 @@ class ChipsVerb(Verb):
         self, settings: ChipsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
     ) -> Sequence[Output] | None:
         """Join the tables; split the places and prove that the sets share no ground."""
-        name = chips_store(context.folder)
-        finish_chips(context.store.url(name))
-        outputs = [Output(f"{name}/chips.parquet", kind="table")]
+        finish_chips(context.store.url(context.folder))
+        outputs = [Output(f"{context.folder}/chips.parquet", kind="table")]
         if settings.split is None:
             return outputs
-        table = gpd.read_parquet(io.BytesIO(context.store.read_bytes(f"{name}/chips.parquet")))
+        table = gpd.read_parquet(io.BytesIO(context.store.read_bytes(f"{context.folder}/chips.parquet")))
         kept = table[table["kept"] & (table["epsg"] > 0)].drop_duplicates("name").reset_index(drop=True)
         size_m = settings.size * 10.0
         split = spatial_split(
@@ -205,12 +204,7 @@ class ChipsVerb(Verb):
 
     def open(self, settings: ChipsSettings, context: RunContext) -> Any:
         """Open the chips."""
-        return open_chips(context.store.url(chips_store(context.folder)))
-
-
-def chips_store(step: str) -> str:
-    """Name of a chips step's store in the run folder."""
-    return f"{step}/chips.zarr"
+        return open_chips(context.store.url(context.folder))
 
 
 def _patch(place: Any, size: int) -> shapely.Geometry:

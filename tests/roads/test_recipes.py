@@ -1,0 +1,77 @@
+"""The recipes that come with geoeco run as they stand, after `geoeco recipes copy`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+from rio_cogeo import cog_validate
+
+from geoeco.sampling import open_chips
+from geoeco.simulate import read_truth
+from tests.roads.conftest import geoeco
+
+
+@pytest.fixture
+def folder(world: Path, tmp_path: Path) -> Path:
+    (tmp_path / "world").symlink_to(world)
+    return tmp_path
+
+
+def run(folder: Path, recipe: str, *options: str) -> Path:
+    copied = geoeco("recipes", "copy", recipe, folder=folder)
+    assert copied.returncode == 0, copied.stdout + copied.stderr
+    done = geoeco("run", f"{recipe}.yaml", "--out", recipe, "--quiet", *options, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / recipe
+
+
+def test_the_quickstart_walks_the_whole_road(folder: Path) -> None:
+    out = run(folder, "quickstart", "--set", "steps.1.years=[2021]", "--set", "steps.3.split=null")
+    for name in ("run.json", "plan.json", "manifest.json", "report.html", "ledger", "cube", "seasons", "chips", "cog"):
+        assert (out / name).exists(), name
+    for file in sorted((out / "cog").glob("*.tif")):
+        valid, errors, _ = cog_validate(file)
+        assert valid, errors
+    report = (out / "report.html").read_text()
+    assert "<svg" in report
+    assert "data:image/png;base64" in report
+
+
+def test_s2_phenology_finds_the_seasons_of_the_world(folder: Path, world: Path) -> None:
+    out = run(folder, "s2_phenology", "--set", "steps.1.years=[2021]", "--set", "grid.crs=EPSG:32631")
+    truth = read_truth(world, "31UGS", years=[2021])
+    with rasterio.open(out / "cog" / "dates_2021_cycle1.tif") as file:
+        window = file.window(
+            float(truth.x.min()) - 5, float(truth.y.min()) - 5, float(truth.x.max()) + 5, float(truth.y.max()) + 5
+        )
+        found = file.read(4, window=window).astype(float)
+        found[found == file.nodata] = np.nan
+    true = truth["peak"].sel(year=2021, cycle=1).to_numpy()
+    cover = truth["cover"]
+    names = dict(zip(cover.attrs["flag_values"], str(cover.attrs["flag_meanings"]).split(), strict=True))
+    deciduous = cover.to_numpy() == next(code for code, name in names.items() if "deciduous" in name)
+    error = np.abs(found - true)[deciduous]
+    print(f"peak of deciduous: median error {np.nanmedian(error):.1f} d, found in {np.isfinite(error).mean():.0%}")
+    # images every ten days under 60 % cloud: coarser than the default world, whose figures are in docs/phenology.md
+    assert np.isfinite(error).mean() > 0.9
+    assert np.nanmedian(error) <= 8
+
+
+def test_s2_season_chips_by_phenology_and_by_calendar(folder: Path) -> None:
+    # the sun of a winter at 50 degrees north is low, and the world of these tests is looked at every ten days
+    out = run(folder, "s2_season_chips", "--set", "steps.1.min_sun_elevation=10", "--set", "steps.1.min_clear=0.5")
+    chips = open_chips(str(out / "chips"))
+    assert chips.sizes["sample"] >= 3
+    assert chips.chips.shape[-2:] == (48, 48)
+    table = gpd.read_parquet(out / "chips" / "chips.parquet")
+    assert {"season", "date", "item_id", "epsg", "transform", "valid_fraction"} <= set(table.columns)
+    taken = table[table["reason"] == ""]
+    assert (taken["valid_fraction"] >= 0.99).all()
+    split = json.loads((out / "chips" / "split.json").read_text())
+    assert split["least_distance_m"] > 0
+    assert (out / "chips_calendar" / "chips.parquet").exists()
