@@ -717,7 +717,7 @@ class _Execution:
         found = {}
         bound = IDLE_WORKER_BYTES
         for step in self.plan.steps:
-            # Allocators keep what earlier steps used: a worker is held to the largest task that it may have done so far.
+            # Allocators keep what earlier steps used: a worker is held to the largest task it may have done so far.
             bound = max([bound, *(IDLE_WORKER_BYTES + task.memory_bytes for task in step.tasks)])
             mine = [(task, self.records[task.id]) for task in step.tasks if task.id in self.records]
             if mine:
