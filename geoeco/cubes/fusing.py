@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +21,7 @@ import rasterio
 from odc.geo.geobox import GeoBox
 
 from geoeco.cubes.reading import Raster, gdal_settings
-from geoeco.cubes.samplers import Sampler, Window
+from geoeco.cubes.samplers import Sampler, Window, union
 from geoeco.cubes.scenes import SCL, Scene
 from geoeco.errors import ReadError
 from geoeco.sensors import sentinel2
@@ -101,15 +101,6 @@ class Tiling:
                 tiles += (math.ceil(bottom / rows) - top // rows) * (math.ceil(right / cols) - left // cols)
                 largest = max(largest, (bottom - top) * (right - left))
         return tiles, largest
-
-
-def union(windows: Iterable[Window | None]) -> Window | None:
-    """Smallest window that holds all of them; None if there is none."""
-    found = [window for window in windows if window is not None]
-    if not found:
-        return None
-    top, bottom, left, right = zip(*found, strict=True)
-    return min(top), max(bottom), min(left), max(right)
 
 
 def pages(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

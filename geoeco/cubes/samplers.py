@@ -13,7 +13,7 @@ raster, bilinear values are averaged over the pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ from pyproj import Transformer
 
 from geoeco.errors import GridError
 
-__all__ = ["Sampler", "Window", "make_sampler"]
+__all__ = ["Sampler", "Window", "make_sampler", "union"]
 
 Array = npt.NDArray[Any]
 #: First (inclusive) and last (exclusive) row, then column, of a raster.
@@ -295,21 +295,35 @@ class _Points:
 
 @dataclass(frozen=True)
 class _Averaged:
-    """Target coarser than the raster: mean of the values at ``factor`` x ``factor`` points of each pixel."""
+    """Target coarser than the raster: mean of the values at ``factor`` x ``factor`` points of each pixel.
 
-    fine: Sampler
+    In strips of rows, each with a sampler of its own: the points are many times the pixels.
+    """
+
+    strips: tuple[tuple[slice, Sampler], ...]
+    shape: tuple[int, int]
     factor: int
 
     @property
     def window(self) -> Window | None:
-        return self.fine.window
+        return union(fine.window for _, fine in self.strips)
 
     def __call__(self, source: Array, nodata: float) -> Array:
+        out = np.full(self.shape, nodata, source.dtype)
+        whole = self.window
+        for rows, fine in self.strips:
+            window = fine.window
+            if whole is not None and window is not None:
+                (top, bottom, left, right), (up, _, west, _) = window, whole
+                self._average(
+                    fine(source[top - up : bottom - up, left - west : right - west], nodata), nodata, out[rows]
+                )
+        return out
+
+    def _average(self, values: Array, nodata: float, out: Array) -> None:
         k = self.factor
-        values = self.fine(source, nodata)
-        shape = (values.shape[0] // k, values.shape[1] // k)
-        valid = ~np.isnan(values) if math.isnan(nodata) else values != source.dtype.type(nodata)
-        total, count = np.zeros(shape, np.float64), np.zeros(shape, np.int32)
+        valid = ~np.isnan(values) if math.isnan(nodata) else values != out.dtype.type(nodata)
+        total, count = np.zeros(out.shape, np.float64), np.zeros(out.shape, np.int32)
         for i in range(k):
             for j in range(k):
                 at = valid[i::k, j::k]
@@ -317,10 +331,18 @@ class _Averaged:
                 count += at
         empty = count == 0
         count[empty] = 1
-        out = np.empty(shape, source.dtype)
-        _round_into(out, (total / count).astype(np.float32))
-        out[empty] = nodata
-        return out
+        means = np.empty(out.shape, out.dtype)
+        _round_into(means, (total / count).astype(np.float32))
+        np.copyto(out, means, where=~empty)
+
+
+def union(windows: Iterable[Window | None]) -> Window | None:
+    """Smallest window that holds all of them; None if there is none."""
+    found = [window for window in windows if window is not None]
+    if not found:
+        return None
+    top, bottom, left, right = zip(*found, strict=True)
+    return min(top), max(bottom), min(left), max(right)
 
 
 def _axes(transform: Affine, shape: tuple[int, int], geobox: GeoBox, ratio: int) -> tuple[_Axis, _Axis]:
@@ -417,8 +439,14 @@ def make_sampler(transform: Affine, shape: tuple[int, int], crs: CRS, geobox: Ge
     step = _step(crs, geobox) if not same else max(target.a, -target.e)
     factor = round(step / max(transform.a, -transform.e))
     if bilinear and factor >= 2:
-        fine = geobox.zoom_out(1 / factor)
-        return _Averaged(make_sampler(transform, shape, crs, fine, resampling), factor)
+        rows, cols = (int(n) for n in geobox.shape)
+        height = max(1, _STRIP // (cols * factor**2))
+        strips = []
+        for start in range(0, rows, height):
+            part = slice(start, min(start + height, rows))
+            fine = geobox[part, :].zoom_out(1 / factor)
+            strips.append((part, make_sampler(transform, shape, crs, fine, resampling)))
+        return _Averaged(tuple(strips), (rows, cols), factor)
     return _points(transform, shape, crs, geobox, bilinear)
 
 

@@ -46,6 +46,7 @@ CACHE_MIB = 16
 _FIXED = 48 << 20
 #: Reading ahead pays where it saves more than this share of the tiles.
 _DECODED_TWICE = 1.3
+_FINEST_M = 10.0
 #: First (inclusive) and last (exclusive) row, then column, of a shard in the cube.
 _Window = tuple[tuple[int, int], tuple[int, int]]
 
@@ -535,6 +536,7 @@ def block_memory_bytes(
     n_items: int | None = None,
     shard: int | None = None,
     other_crs: bool = False,
+    resolution: float = 10.0,
     threads: int | None = None,
     cache_mib: int = CACHE_MIB,
     stage_mib: int = STAGE_MIB,
@@ -553,6 +555,8 @@ def block_memory_bytes(
         Side of a shard; as `cube_layout` by default.
     other_crs : bool
         Whether some items lie in another CRS than the cube.
+    resolution : float
+        Of the cube, in metres: the 10 m bands of coarser cubes are averaged, hence read with more pixels.
     threads, cache_mib, stage_mib
         As in `write_block`.
 
@@ -569,12 +573,13 @@ def block_memory_bytes(
     held = n_times * shard * shard * 2
     # the compressed shard, were it incompressible, and its copy that is read back
     packed = 2 * held
-    # the finest bands are staged at the cube's own pixel size, all others at a coarser one
-    staged = min(stage_mib << 20, n_items * pixels * 2)
+    # what the finest bands hold of the block
+    finest = math.ceil(pixels * max(1.0, resolution / _FINEST_M) ** 2)
+    staged = min(stage_mib << 20, n_items * finest * 2)
     bits = n_items * math.ceil(pixels / 8)
     # a thread's window, what is resampled of it, weights and masks
-    scratch = threads * shard * shard * 24
-    points = pixels * 42 if other_crs else 0
+    scratch = threads * shard * shard * (24 + 3 * finest // pixels)
+    points = finest * 42 if other_crs else 0
     files = n_items * (1 << 18)
     return held + packed + staged + bits + scratch + points + files + (cache_mib << 20) + _FIXED
 
