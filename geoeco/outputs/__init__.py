@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from geoeco.outputs.classes import ClassEntry, ClassTable
 from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftovers, write_cog, write_cog_blocks
+from geoeco.outputs.contact_sheets import contact_sheet
 from geoeco.outputs.items import write_item
 from geoeco.outputs.preview import quicklook
 
@@ -13,6 +14,7 @@ __all__ = [
     "CogRecord",
     "WrittenFile",
     "cog_record",
+    "contact_sheet",
     "quicklook",
     "remove_leftovers",
     "write_cog",

@@ -102,18 +102,29 @@ def quicklook(
     axes.set_yticks([])
     if scale_bar:
         _draw_scale_bar(axes, raster, width)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
+    """Write a figure as PNG, in one step; the same picture is the same file.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
     target = local_path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".geoeco-{os.getpid()}-{target.name}")
         try:
-            # no program name and no date inside: the same picture is the same file
+            # no program name and no date inside
             figure.savefig(temporary, format="png", metadata={"Software": None})
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"the quicklook could not be written: {error}", where=str(target)) from error
+        raise OutputError(f"the picture could not be written: {error}", where=str(target)) from error
     return target
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import geopandas as gpd
@@ -31,6 +33,7 @@ from geoeco.engine import (
     Verb,
 )
 from geoeco.errors import InputError
+from geoeco.outputs import contact_sheet
 from geoeco.sampling import (
     assert_disjoint,
     chip_geobox,
@@ -171,7 +174,7 @@ class ChipsVerb(Verb):
     ) -> Sequence[Output] | None:
         """Join the tables; split the places and prove that the sets share no ground."""
         finish_chips(context.store.url(context.folder))
-        outputs = [Output(f"{context.folder}/chips.parquet", kind="table")]
+        outputs = [Output(f"{context.folder}/chips.parquet", kind="table"), *_sheet(context)]
         if settings.split is None:
             return outputs
         table = gpd.read_parquet(io.BytesIO(context.store.read_bytes(f"{context.folder}/chips.parquet")))
@@ -205,6 +208,19 @@ class ChipsVerb(Verb):
     def open(self, settings: ChipsSettings, context: RunContext) -> Any:
         """Open the chips."""
         return open_chips(context.store.url(context.folder))
+
+
+def _sheet(context: RunContext) -> list[Output]:
+    """Draw some chips for the report; nothing where no place was kept."""
+    chips = open_chips(context.store.url(context.folder))
+    if not chips.sizes["sample"]:
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        content = contact_sheet(chips, Path(scratch) / "chips.png").read_bytes()
+    name = f"{context.folder}/chips.png"
+    context.store.write_bytes(name, content)
+    title = f"Chips of {context.recipe.name}, a row a place"
+    return [Output(name, len(content), hashlib.sha256(content).hexdigest(), kind="quicklook", title=title)]
 
 
 def _patch(place: Any, size: int) -> shapely.Geometry:
