@@ -53,7 +53,7 @@ def make_reference():
     def run(values, knot, frac, lam, out, start, stop):
         count = out.shape[0]
         n = int(knot[-1]) + 2
-        a0, a1, z, g, c = (np.zeros(n) for _ in range(5))
+        a0, a1, z, g, c = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
         shares = (0.15, 0.5, 0.9)
         for p in range(start, stop):
             for k in range(n):
@@ -69,7 +69,7 @@ def make_reference():
                     a0[k + 1] += f * f
                     z[k] += (1 - f) * v
                     z[k + 1] += f * v
-            m1 = m = c1 = g1 = g2 = 0.0
+            m1 = c1 = g1 = g2 = 0.0
             for k in range(n):
                 gk = 1.0 / (a0[k] - c1 * m1 - lam * lam * g2)
                 m = a1[k] - lam * c1

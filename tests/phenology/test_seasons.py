@@ -12,9 +12,10 @@ from geoeco.errors import InputError
 
 def test_dates_of_a_logistic_are_its_closed_forms(make_stack, cycle, days_since):
     day = np.arange(730)
-    for rise, fall in ((0.1, 0.09), (0.15, 0.12), (0.2, 0.15)):
+    # the default lambda is made for noisy looks and rounds the corners of steeper curves: the V-curve sees that
+    for rise, fall, settings in ((0.1, 0.09, {}), (0.15, 0.12, {"lmbda": None}), (0.2, 0.15, {"lmbda": None})):
         y = 0.1 + cycle(day, 250, rise, 400, fall, 0.5)
-        m = phenology.metrics(make_stack(y, day)).isel(y=0, x=0)
+        m = phenology.metrics(make_stack(y, day), **settings).isel(y=0, x=0)
         found = m.sel(year=2019 if float(m.peak.sel(year=2019, cycle=1)) > 0 else 2020, cycle=1)
         expected = {
             "greenup": 250 - 1.735 / rise,
