@@ -566,12 +566,14 @@ def _catalog(settings: WorldSettings, items: list[pystac.Item]) -> pystac.Catalo
 def _save(folder: Path, catalog: pystac.Catalog) -> Path:
     """Write the catalogue, items first and ``catalog.json`` last."""
     root = folder / "catalog.json"
-    catalog.normalize_hrefs(str(folder))
+    # pystac takes a folder with a dot in its name for a file: links are laid out below a plain name
+    plain = Path("/world")
+    catalog.normalize_hrefs(str(plain))
     catalog.catalog_type = pystac.CatalogType.SELF_CONTAINED
     collection = next(iter(catalog.get_children()))
-    for item in collection.get_items():
-        item.save_object(include_self_link=False)
-    collection.save_object(include_self_link=False)
+    for part in (*collection.get_items(), collection):
+        place = folder / Path(part.self_href).relative_to(plain)
+        part.save_object(include_self_link=False, dest_href=str(place))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     sizes = [f"{name},{(folder / name).stat().st_size}" for name in names if name != "truth/files.csv"]
     (folder / "truth" / "files.csv").write_text("\n".join(["path,bytes", *sizes]) + "\n", encoding="utf-8")

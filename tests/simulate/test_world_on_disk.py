@@ -286,3 +286,11 @@ def test_curves_and_covers_are_written(small_world):
     lines = (small_world / "truth" / "curves.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "date,deciduous,crop,grassland,evergreen,bare,water"
     assert lines[1].startswith("2020-08-01,")
+
+
+def test_a_folder_with_a_dot_in_its_name_holds_the_same_world(tmp_path):
+    folders = [tmp_path / "plain", tmp_path / "v1.5"]
+    for folder in folders:
+        write_s2_world(folder, size=48, years=1, revisit_days=120)
+    assert world_digest(folders[0]) == world_digest(folders[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "v1.5"]
