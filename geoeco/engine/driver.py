@@ -180,7 +180,17 @@ def default_gdal_settings() -> dict[str, str]:
 
 
 def _check_folder(store: RunStore) -> None:
-    """Refuse to write into a folder that holds other things."""
+    """Refuse to write into a folder that holds other things, or into a file."""
+    if store.is_local:
+        path = store.local()
+        file = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+        if file is not None:
+            raise OutputError(
+                "a run needs a folder, and this is a file",
+                where=str(file),
+                what_to_do="give a new or empty folder as --out",
+                code="not-a-run",
+            )
     if store.exists("run.json") or not store.exists(""):
         return
     names = set()
@@ -505,7 +515,11 @@ class _Execution:
             recipe_folder=self.plan.recipe.folder,
             packed_items=self._packed(task),
             upstream={
-                name: {k: self.records[name][k] for k in ("digest", "outputs", "stats", "state")} for name, _ in pairs
+                name: {
+                    **{k: self.records[name][k] for k in ("digest", "stats", "state")},
+                    "outputs": _whole(self.records[name]),
+                }
+                for name, _ in pairs
             },
             missing=missing,
             split=4 if task.id in self._split else 1,
@@ -743,7 +757,7 @@ class _Execution:
                     "block": list(task.block) if task.block else None,
                     "key": record.get("key", ""),
                     "digest": record.get("digest", ""),
-                    "outputs": record.get("outputs", []),
+                    "outputs": _whole(record),
                     "dropped": record.get("dropped", []),
                 }
             )
@@ -785,6 +799,11 @@ class _Execution:
                 found.append({**base, "code": "blocked", "what": what, "what_to_do": "repair what failed, then resume"})
             found.extend({**base, **dropped} for dropped in self.records.get(task_id, {}).get("dropped", []))
         return found
+
+
+def _whole(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Outputs of a task without the parts of larger stores: a big run has millions of those."""
+    return [output for output in record.get("outputs", []) if output["kind"] != "part"]
 
 
 def _is_there(output: Mapping[str, Any], sizes: Mapping[str, int], folders: set[str]) -> bool:

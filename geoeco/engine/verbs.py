@@ -156,7 +156,8 @@ class Output:
     sha256 : str, optional
         Hex digest of the file.
     kind : str
-        ``"data"``; ``"quicklook"`` for a PNG that the report shows; ``"table"``, ``"metadata"`` as the step likes.
+        ``"data"``; ``"quicklook"`` for a PNG that the report shows; ``"table"``, ``"metadata"`` as the step likes;
+        ``"part"`` for a file of a larger store, which only the ledger lists, so that resume sees when it is gone.
     title : str
         Caption in the report.
     """
@@ -288,10 +289,13 @@ class PlanContext:
             if (name is None or step.name == name) and (verb is None or step.verb.name == verb)
         ]
         if not found:
-            wanted = f"named {name!r}" if name else f"with the verb {verb!r}"
+            wanted = " ".join(
+                ([f"named {name!r}"] if name else []) + ([f"with the verb {verb!r}"] if verb or not name else [])
+            )
             raise InputError(
                 f"there is no earlier step {wanted}",
-                what_to_do=f"steps before this one: {', '.join(self.steps) or 'none'}",
+                what_to_do="steps before this one: "
+                + (", ".join(f"{step.name} ({step.verb.name})" for step in self.steps.values()) or "none"),
                 code="recipe",
             )
         return found[-1]

@@ -45,6 +45,7 @@ from geoeco.sampling import (
     write_chips,
 )
 from geoeco.sensors import sentinel2
+from geoeco.steps.layers import parts_of
 from geoeco.steps.radiometry import RadiometryMode, known_bands, outline, radiometry_tasks, settle, settled, signing
 from geoeco.steps.windows import WindowsSettings, find_locations, read_locations, read_windows
 
@@ -59,6 +60,13 @@ class SplitSettings(BaseModel):
     fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="shares of train, val and test")
     block_m: float = Field(100_000.0, gt=0, description="side of the spatial blocks, metres")
     buffer_m: float = Field(0.0, ge=0, description="least distance between chips of different sets, metres")
+
+    @field_validator("fractions")
+    @classmethod
+    def _shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not all(0 <= share <= 1 for share in value) or sum(value) == 0:
+            raise ValueError("three shares from 0 to 1, not all of them 0")
+        return value
 
 
 class ChipsSettings(StepSettings):
@@ -162,6 +170,7 @@ class ChipsVerb(Verb):
         )
         return TaskResult(
             digest=record["digest"],
+            outputs=_parts(context, payload["first"], payload["first"] // settings.places_per_shard),
             dropped=tuple(
                 Dropped(bad["item"], bad.get("asset", ""), bad.get("code", ""), bad.get("what", ""))
                 for bad in record["dropped"]
@@ -174,11 +183,17 @@ class ChipsVerb(Verb):
     ) -> Sequence[Output] | None:
         """Join the tables; split the places and prove that the sets share no ground."""
         finish_chips(context.store.url(context.folder))
-        outputs = [Output(f"{context.folder}/chips.parquet", kind="table"), *_sheet(context)]
+        outputs = [_table(context, "chips.parquet"), *_sheet(context)]
         if settings.split is None:
             return outputs
         table = gpd.read_parquet(io.BytesIO(context.store.read_bytes(f"{context.folder}/chips.parquet")))
         kept = table[table["kept"] & (table["epsg"] > 0)].drop_duplicates("name").reset_index(drop=True)
+        if kept.empty:
+            raise InputError(
+                "no place has been kept, so that there is nothing to split into sets",
+                where=f"step {settings.step}",
+                what_to_do="see why by the column 'reason' of chips.parquet; more imagery or a lower min_clear helps",
+            )
         size_m = settings.size * 10.0
         split = spatial_split(
             kept,
@@ -198,16 +213,25 @@ class ChipsVerb(Verb):
             f"{context.folder}/split.json",
             {"places": counts, "least_distance_m": None if np.isinf(distance) else round(distance, 3)},
         )
-        for file in ("split.parquet", "split.json"):
-            content = context.store.read_bytes(f"{context.folder}/{file}")
-            outputs.append(
-                Output(f"{context.folder}/{file}", len(content), hashlib.sha256(content).hexdigest(), kind="table")
-            )
-        return outputs
+        return [*outputs, _table(context, "split.parquet"), _table(context, "split.json")]
 
     def open(self, settings: ChipsSettings, context: RunContext) -> Any:
         """Open the chips."""
         return open_chips(context.store.url(context.folder))
+
+
+def _parts(context: TaskContext, first: int, shard: int) -> tuple[Output, ...]:
+    """List what a group wrote: its shards and its part of the table."""
+    names = [f"{context.folder}/parts/{first:08d}.parquet"]
+    for variable in ("chips", "scl"):
+        names += context.store.sizes(f"{context.folder}/chips.zarr/{variable}/c/{shard}")
+    return parts_of(context.store, names)
+
+
+def _table(context: RunContext, file: str) -> Output:
+    name = f"{context.folder}/{file}"
+    content = context.store.read_bytes(name)
+    return Output(name, len(content), hashlib.sha256(content).hexdigest(), kind="table")
 
 
 def _sheet(context: RunContext) -> list[Output]:

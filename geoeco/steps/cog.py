@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pystac
 import xarray as xr
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from geoeco.cubes import open_rasters
 from geoeco.engine import (
@@ -44,9 +44,18 @@ class CogSettings(StepSettings):
 
     verb: Literal["cog"] = "cog"
     source: str | None = Field(None, description="name of the raster step; the nearest one before when not given")
-    layers: tuple[str, ...] | None = Field(None, description="names of the layers to write; all when not given")
+    layers: tuple[str, ...] | None = Field(
+        None, min_length=1, description="names of the layers to write; all when not given"
+    )
     compress: Literal["ZSTD", "DEFLATE", "LZW", "NONE"] = Field("ZSTD", description="DEFLATE for old ArcGIS")
     quicklooks: bool = Field(True, description="whether to draw a PNG of each file for the report")
+
+    @field_validator("layers")
+    @classmethod
+    def _once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("a layer is named twice")
+        return value
 
 
 class CogVerb(Verb):
@@ -149,7 +158,7 @@ class CogVerb(Verb):
         ]
         name = f"{context.folder}/catalog.json"
         context.store.write_json(name, document)
-        return [Output(name, kind="metadata")]
+        return [Output(name, bytes=context.store.size(name), kind="metadata")]
 
 
 def _source(settings: CogSettings, context: PlanContext) -> PlannedStep:

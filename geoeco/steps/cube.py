@@ -19,6 +19,7 @@ from geoeco.cubes import block_memory_bytes, cube_layout, open_cube, solar_days,
 from geoeco.engine import Dropped, PlanContext, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult, Verb
 from geoeco.errors import InputError
 from geoeco.sensors import sentinel2
+from geoeco.steps.layers import parts_of
 from geoeco.steps.radiometry import RadiometryMode, known_bands, outline, radiometry_tasks, settle, settled, signing
 
 __all__ = ["CubeSettings", "CubeVerb", "cube_store"]
@@ -135,6 +136,7 @@ class CubeVerb(Verb):
         )
         return TaskResult(
             digest=record["checksum"],
+            outputs=parts_of(context.store, (f"{cube_store(context.folder)}/{key}" for key in record["objects"])),
             dropped=tuple(Dropped(**bad) for bad in record["dropped"]),
             stats={
                 "bytes": record["bytes"],

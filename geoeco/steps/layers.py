@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from geoeco.engine import PlanContext, PlannedStep, RunContext, Verb
+from geoeco.engine import Output, PlanContext, PlannedStep, RunContext, RunStore, Verb
 
-__all__ = ["Layer", "RasterVerb", "digest_of", "shard_for", "tiles"]
+__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "shard_for", "tiles"]
 
 #: A shard of rasters is at most this many pixels on a side, whatever the block: it bounds what a task holds.
 MAX_SHARD = 512
@@ -70,6 +70,15 @@ def tiles(y: tuple[int, int], x: tuple[int, int], size: int) -> Iterator[tuple[t
     for top in range(y[0], y[1], size):
         for left in range(x[0], x[1], size):
             yield (top, min(top + size, y[1])), (left, min(left + size, x[1]))
+
+
+def parts_of(store: RunStore, names: Iterable[str]) -> tuple[Output, ...]:
+    """Outputs for the files of a larger store that a task wrote, by name relative to the run.
+
+    Files that are not there are left out: a shard that holds nothing but nodata is not stored.
+    """
+    sizes = ((name, store.size(name)) for name in names)
+    return tuple(Output(name, bytes=size, kind="part") for name, size in sizes if size is not None)
 
 
 def digest_of(parts: Iterable[str]) -> str:

@@ -5,18 +5,19 @@ One task a block of the cube. Settings and bookkeeping only; the science is `geo
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import itertools
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from geoeco.cubes import create_rasters, open_cube, solar_days, write_rasters
 from geoeco.engine import PlanContext, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.phenology import metrics
 from geoeco.steps.cube import CubeSettings, cube_store
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, shard_for, tiles
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
 
 __all__ = ["SeasonsSettings", "SeasonsVerb"]
 
@@ -33,14 +34,30 @@ class SeasonsSettings(StepSettings):
     verb: Literal["seasons"] = "seasons"
     cube: str | None = Field(None, description="name of the cube step; the nearest one before when not given")
     index: Literal["evi2", "ndvi", "evi"] = Field("evi2", description="vegetation index")
-    years: tuple[int, ...] | None = Field(
-        None, description="calendar years of the peaks; all that the imagery touches when not given"
+    years: tuple[Annotated[int, Field(ge=1900, le=2200)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="consecutive calendar years of the peaks; all that the imagery touches when not given",
     )
     lmbda: float | None = Field(None, gt=0, description="smoothing for daily steps; by V-curve when not given")
     thresholds: tuple[float, float, float] = Field(
         (0.15, 0.5, 0.9), description="fractions of the amplitude for greenup, midgreenup and maturity, and back"
     )
     min_amplitude: float = Field(0.1, gt=0, description="smallest rise and fall of a cycle, in units of the index")
+
+    @field_validator("years")
+    @classmethod
+    def _consecutive(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and any(after != before + 1 for before, after in itertools.pairwise(value)):
+            raise ValueError("years must be consecutive and ascending; cog takes single ones by its layers")
+        return value
+
+    @field_validator("thresholds")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not 0 < value[0] < value[1] < value[2] < 1:
+            raise ValueError("thresholds must be three ascending fractions between 0 and 1")
+        return value
 
 
 class SeasonsVerb(RasterVerb):
@@ -106,10 +123,15 @@ class SeasonsVerb(RasterVerb):
         target = context.store.url(self.store_name(context.folder))
         assert context.recipe.grid is not None, "a step on blocks has a grid"
         years = tuple(task.payload["years"])
-        digests, counts = [], np.zeros(4, np.int64)
-        for rows, cols in tiles(y, x, shard_for(context.recipe.grid.block)):
+        digests, files, counts = [], [], np.zeros(4, np.int64)
+        shard = shard_for(context.recipe.grid.block)
+        for rows, cols in tiles(y, x, shard):
             block = _by_tiles(series, rows, cols, settings, years)
             digests.append(write_rasters(target, block, rows, cols))
+            files += [
+                "/".join((str(name), "c", *("0" * (variable.ndim - 2)), str(rows[0] // shard), str(cols[0] // shard)))
+                for name, variable in block.data_vars.items()
+            ]
             found = block["n_cycles"].to_numpy()
             counts += [
                 int((found == 0).sum()),
@@ -119,6 +141,7 @@ class SeasonsVerb(RasterVerb):
             ]
         return TaskResult(
             digest=digest_of(digests),
+            outputs=parts_of(context.store, (f"{self.store_name(context.folder)}/{file}" for file in files)),
             stats=dict(zip(("none", "one", "two", "unknown"), counts.tolist(), strict=True)),
         )
 

@@ -53,6 +53,9 @@ def planned(folder: Path, *settings: str) -> object:
         ("steps.2.layers=[greenness]", ["greenness", "n_cycles_2021"]),
         ("steps.0.bands=[B03, B04]", ["evi2", "B08"]),
         ("grid.block=100", ["multiple of 8"]),
+        ("steps.1.years=[2021, 2023]", ["consecutive"]),
+        ("steps.2.layers=[n_cycles_2021, n_cycles_2021]", ["twice"]),
+        ("steps.1.cube=seasons", ["no earlier step", "cube"]),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_words(folder: Path, setting: str, says: list[str]) -> None:
@@ -88,6 +91,12 @@ def test_the_command_line_refuses_with_line_and_key_and_writes_nothing(folder: P
     assert "bad.yaml:8" in said  # the line
     assert "bands" in said
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("out", ["good.yaml", "good.yaml/run"])
+def test_a_run_below_a_file_is_refused(folder: Path, out: str) -> None:
+    with pytest.raises(GeoecoError, match="is a file"):
+        Recipe.load(folder / "good.yaml").run(folder / out)
 
 
 @pytest.mark.parametrize(

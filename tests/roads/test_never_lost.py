@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -78,6 +79,24 @@ def test_a_killed_driver_resumes_and_does_nothing_twice(folder: Path, undisturbe
     after = records(folder / "run", "*/*")
     assert {name: after[name] for name in before} == before
     assert contents(folder / "run", *MADE) == contents(undisturbed, *MADE)
+
+
+def test_files_that_were_deleted_or_cut_short_are_made_again(folder: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, folder / "run")
+    run = folder / "run"
+    for number, store in enumerate(("cube/cube.zarr/reflectance", "cube/cube.zarr/scl", "seasons/rasters.zarr/peak")):
+        shard = min(path for path in (run / store / "c").rglob("*") if path.is_file())
+        if number == 0:
+            shard.unlink()
+        else:
+            shard.write_bytes(shard.read_bytes()[:50])
+    (run / "cog" / "catalog.json").write_text("{")
+    (min(run.glob("ledger/seasons/blocks/*.json"))).write_text('{"id": "seas')
+    done = geoeco("resume", "run", "--quiet", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(run, *MADE) == contents(undisturbed, *MADE)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert not any(output["kind"] == "part" for task in manifest["tasks"] for output in task["outputs"])
 
 
 def test_a_corrupt_file_is_named_and_its_blocks_alone_are_done_again(
