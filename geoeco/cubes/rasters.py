@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -43,7 +43,8 @@ def _encode(array: xr.DataArray) -> np.ndarray[Any, Any]:
     finite = np.isfinite(values)
     stored = np.full(values.shape, _fill(array), dtype)
     limits = np.iinfo(dtype)
-    rounded = np.rint(values[finite])
+    # halves go up: rounding to even, a date and its day of the year could end on different days
+    rounded = np.floor(values[finite] + 0.5)
     if rounded.size and (rounded.min() <= limits.min or rounded.max() > limits.max):
         raise OutputError(
             f"variable {array.name!r} holds values {rounded.min():g}..{rounded.max():g} that {dtype} cannot",
@@ -69,7 +70,7 @@ def create_rasters(store: str, like: xr.Dataset, geobox: GeoBox, *, shard: int, 
     shard : int
         Pixels along each side of a shard: a block that is written must be made of whole shards.
     chunk : int
-        Pixels along each side of the unit of reading.
+        Pixels along each side of the unit of reading, at most; the largest divisor of `shard` is taken.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def create_rasters(store: str, like: xr.Dataset, geobox: GeoBox, *, shard: int, 
     if geobox.crs is None:
         raise InputError("the grid has no CRS", where=store)
     rows, cols = (int(n) for n in geobox.shape)
-    chunk = math.gcd(chunk, shard)
+    chunk = next(side for side in range(min(chunk, shard), 0, -1) if shard % side == 0)
     layout: dict[str, Any] = {
         "shape": [rows, cols],
         "transform": [float(v) for v in tuple(geobox.affine)[:6]],
@@ -92,9 +93,11 @@ def create_rasters(store: str, like: xr.Dataset, geobox: GeoBox, *, shard: int, 
         },
         "coordinates": {str(name): np.asarray(c.values).tolist() for name, c in like.coords.items() if _leading(c)},
     }
-    group = zarr.open_group(store, mode="a", zarr_format=3)
+    group = _opened(store, "a")
     found = group.attrs.get("geoeco_layout")
     if found is not None:
+        for name in (*layout["variables"], *layout["coordinates"], "y", "x"):
+            _array(group, name)
         if found != layout:
             raise OutputError(
                 "a raster store of another layout is there already",
@@ -157,7 +160,7 @@ def write_rasters(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[in
     OutputError
         If the block is not made of whole shards or does not read back as written.
     """
-    group = zarr.open_group(store, mode="r+")
+    group = _opened(store, "r+")
     layout: Any = group.attrs["geoeco_layout"]
     shard, (rows, cols) = int(layout["shard"]), layout["shape"]
     for (start, stop), size, axis in ((y, rows, "y"), (x, cols, "x")):
@@ -170,7 +173,7 @@ def write_rasters(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[in
     digest = hashlib.sha256()
     for name in sorted(layout["variables"]):
         values = _encode(block[name])
-        array: Any = group[name]
+        array = _array(group, name)
         window = (..., slice(*y), slice(*x))
         array[window] = values
         back = np.asarray(array[window])
@@ -209,6 +212,28 @@ def open_rasters(store: str, *, chunks: Any = None) -> xr.Dataset:
             decoded[str(name)] = variable
     opened: xr.Dataset = data.assign(decoded)
     return opened
+
+
+def _opened(store: str, mode: Literal["a", "r+"]) -> zarr.Group:
+    try:
+        return zarr.open_group(store, mode=mode, zarr_format=3)
+    except (ValueError, KeyError) as error:
+        raise _broken(store, error) from error
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    try:
+        return group[name]
+    except (ValueError, KeyError) as error:
+        raise _broken(f"{group.store_path}/{name}", error) from error
+
+
+def _broken(where: str, error: Exception) -> OutputError:
+    return OutputError(
+        f"the metadata of a raster store cannot be read: {error}",
+        where=f"{where}/zarr.json",
+        what_to_do="remove the store; a run makes it again on resume",
+    )
 
 
 def _leading(coord: xr.DataArray) -> bool:

@@ -113,6 +113,11 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     OutputError
         If it cannot be written.
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # names of places, classes and layers are shown as they are: "$" does not begin a formula
+        text.set_parse_math(False)
     target = local_path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +237,7 @@ def _draw_values(figure: Figure, axes: Axes, raster: dict[str, Any], band: int) 
 
     kind = raster["kind"]
     low, high = display_range(kind, raster["units"], _statistics(raster, band), raster["scale"], raster["offset"])
-    stops = colour_stops(kind, low, high)
+    stops = colour_stops(kind, raster["units"], low, high)
     ramp = LinearSegmentedColormap.from_list(kind, [colour for _, colour, _ in stops]).with_extremes(bad=_MISSING)
     plane = raster["values"][band - 1].astype(np.float64) * raster["scale"] + raster["offset"]
     image = axes.imshow(plane, cmap=ramp, vmin=low, vmax=high, interpolation="nearest")

@@ -54,13 +54,14 @@ def display_range(
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def colour_stops(kind: str, low: float, high: float) -> list[tuple[float, str, str]]:
-    """List the stops of a kind's colour ramp: value, ``#rrggbb``, label (calendar days for dates)."""
+def colour_stops(kind: str, units: str, low: float, high: float) -> list[tuple[float, str, str]]:
+    """List the stops of a kind's colour ramp: value, ``#rrggbb``, label (calendar days for days since 1970)."""
     stops = []
     for value, colour in zip(np.linspace(low, high, _STEPS).tolist(), _RAMPS[kind], strict=True):
         if kind == "date":
             value = round(value)
-            label = str(EPOCH + np.timedelta64(value, "D"))
+            # a day of the year is a date too, but no calendar day: its year is not known here
+            label = str(EPOCH + np.timedelta64(value, "D")) if units.startswith("days since") else f"day {value}"
         else:
             label = f"{value:.4g}"
         stops.append((value, colour, label))
@@ -100,7 +101,7 @@ def _pseudocolour(pipe: ET.Element, layout: Layout, statistics: BandStatistics) 
         "labelPrecision": "4",
     }
     ramp = ET.SubElement(shader, "colorrampshader", attributes)
-    for value, colour, label in colour_stops(layout.kind, low, high):
+    for value, colour, label in colour_stops(layout.kind, layout.units, low, high):
         unit = "" if layout.kind == "date" or layout.units == "1" else f" {layout.units}"
         ET.SubElement(
             ramp, "item", {"value": f"{value:.10g}", "label": f"{label}{unit}", "color": colour, "alpha": "255"}

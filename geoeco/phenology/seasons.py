@@ -67,6 +67,7 @@ def metrics(
     top_noise: float = 0.75,
     min_looks: int = 8,
     max_gap: float = 120.0,
+    curve: str = "whittaker",
     threads: int | None = None,
 ) -> xr.Dataset:
     """Find the dates, sizes and quality of up to two growing cycles a year.
@@ -183,6 +184,7 @@ def metrics(
         max_gap=float(max_gap),
         dormant_noise=float(dormant_noise),
         top_noise=float(top_noise),
+        refine=curve == "double-logistic",
     )
 
     def block(values: npt.NDArray[Any], *others: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -282,8 +284,11 @@ def _dataset(stacked: xr.DataArray, name: str, thresholds: tuple[float, float, f
 
 
 def _day_of_year(days: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """Day of the year, 1 January = 1, of days since 1970-01-01; NaN stays NaN."""
+    """Day of the year, 1 January = 1, of days since 1970-01-01; NaN stays NaN.
+
+    The year is the one of the nearest whole day, so that date and day of the year agree when both are rounded.
+    """
     valid = np.isfinite(days)
-    whole = np.floor(np.where(valid, days, 0)).astype("datetime64[D]")
+    whole = np.floor(np.where(valid, days, 0) + 0.5).astype("datetime64[D]")
     start = whole.astype("datetime64[Y]").astype("datetime64[D]").astype(np.float64)
     return np.where(valid, days - start + 1, np.nan).astype(np.float32)

@@ -38,6 +38,11 @@ def test_the_same_chips_give_the_same_picture(tmp_path: Path) -> None:
         assert len(np.unique(file.read(1))) > 50
 
 
+def test_names_with_odd_characters_are_no_formulas(tmp_path: Path) -> None:
+    odd = chips().assign_coords(name=("sample", ["a$b$_{", "$x^2$", "100 % <&>"]))
+    assert contact_sheet(odd, tmp_path / "odd.png").stat().st_size > 1000
+
+
 def test_no_chip_and_no_band_are_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no chip"):
         contact_sheet(chips().isel(sample=slice(0, 0)), tmp_path / "a.png")

@@ -67,6 +67,14 @@ def test_dates_are_labelled_as_calendar_days(raster, tmp_path):
     assert items[0].get("label") == "2018-03-01"
 
 
+def test_days_of_the_year_are_no_calendar_days(raster, tmp_path):
+    days = np.linspace(19, 216, 100).reshape(10, 10)
+    record = write_cog(raster(days, kind="date", units="d"), tmp_path / "a.tif")
+    labels = [item.get("label") for item in style_of(record).iter("item")]
+    assert labels[0].startswith("day ")
+    assert not any("1970" in label for label in labels)
+
+
 def test_angles_are_coloured_around_the_whole_circle(raster, tmp_path):
     record = write_cog(raster(np.full((5, 5), 40.0), kind="angle", units="deg"), tmp_path / "a.tif")
     items = list(style_of(record).iter("item"))

@@ -49,6 +49,17 @@ def test_day_of_year_counts_from_one_and_knows_leap_years(make_stack, cycle):
     assert abs(float(found.midgreenup_doy) - 121) < 0.5
 
 
+def test_a_date_and_its_day_of_year_are_the_same_day_when_rounded():
+    from geoeco.phenology.seasons import _day_of_year
+
+    new_year = float(np.datetime64("2021-01-01", "D").astype(int))
+    days = np.array([-0.75, -0.5, -0.25, 0.25], np.float32) + np.float32(new_year)
+    rounded = np.floor(days + 0.5).astype(int).astype("datetime64[D]")
+    expected = (rounded - rounded.astype("datetime64[Y]")).astype(int) + 1
+    assert expected.tolist() == [366, 1, 1, 1]
+    assert np.floor(_day_of_year(days) + 0.5).astype(int).tolist() == expected.tolist()
+
+
 def test_two_cycles_are_ranked_by_amplitude_not_by_time(make_stack, cycle, days_since):
     day = np.arange(0, 730, 3)
     y = 0.12 + sum(
