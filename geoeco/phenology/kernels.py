@@ -679,6 +679,211 @@ def area_under(curve: Any, start: float, stop: float, step: int) -> float:
     return area
 
 
+# --- a double logistic for each cycle -----------------------------------------------------------------------------
+
+#: Numbers of a fitted cycle: left base, top, right base, middle and log rate of the rise, the same of the fall.
+N_SHAPE = 7
+#: Prior of the log rates: smoothing makes the curve's own slower by about this, and this is how far they may stray.
+#: Both were chosen on simulated series; a cycle with many looks is not held by them.
+_RATE_SHIFT = 0.15
+_RATE_SPREAD = 0.2
+
+
+@_jit
+def shape(p: Any, t: float) -> float:
+    """Value of a cycle with two bases: a logistic rise from ``p[0]`` to ``p[1]`` and a fall from there to ``p[2]``."""
+    rise = 1.0 / (1.0 + np.exp(min(max(-np.exp(p[4]) * (t - p[3]), -60.0), 60.0)))
+    fall = 1.0 / (1.0 + np.exp(min(max(-np.exp(p[6]) * (t - p[5]), -60.0), 60.0)))
+    v: float = p[0] + (p[1] - p[0]) * rise - (p[1] - p[2]) * fall
+    return v
+
+
+@_jit
+def _normal_equations(
+    p: Any, prior: Any, ridge: float, day: Any, y: Any, w: Any, t0: int, t1: int, A: Any, b: Any, row: Any
+) -> float:
+    """Fill ``A`` and ``b`` of a Gauss-Newton step; give the weighted sum of squares with the ridge on the rates."""
+    A[:] = 0.0
+    b[:] = 0.0
+    total = 0.0
+    r1, r2 = np.exp(p[4]), np.exp(p[6])
+    for t in range(t0, t1):
+        if w[t] <= 0.0:
+            continue
+        u1, u2 = day[t] - p[3], day[t] - p[5]
+        rise = 1.0 / (1.0 + np.exp(min(max(-r1 * u1, -60.0), 60.0)))
+        fall = 1.0 / (1.0 + np.exp(min(max(-r2 * u2, -60.0), 60.0)))
+        d1, d2 = rise * (1.0 - rise), fall * (1.0 - fall)
+        row[0] = 1.0 - rise
+        row[1] = rise - fall
+        row[2] = fall
+        row[3] = -(p[1] - p[0]) * d1 * r1
+        row[4] = (p[1] - p[0]) * d1 * u1 * r1
+        row[5] = (p[1] - p[2]) * d2 * r2
+        row[6] = -(p[1] - p[2]) * d2 * u2 * r2
+        e = y[t] - (p[0] * (1.0 - rise) + p[1] * (rise - fall) + p[2] * fall)
+        total += w[t] * e * e
+        for i in range(N_SHAPE):
+            b[i] += w[t] * row[i] * e
+            for j in range(i + 1):
+                A[i, j] += w[t] * row[i] * row[j]
+    for i in (4, 6):
+        A[i, i] += ridge
+        b[i] += ridge * (prior[i] - p[i])
+        total += ridge * (prior[i] - p[i]) ** 2
+    return total
+
+
+@_jit
+def _cholesky_step(A: Any, b: Any, damping: float, L: Any, x: Any) -> bool:
+    """Solve (A + damping diag A) x = b; False where that is not positive definite."""
+    for i in range(N_SHAPE):
+        for j in range(i + 1):
+            v = A[i, j] if i != j else A[i, i] * (1.0 + damping) + 1e-12
+            for k in range(j):
+                v -= L[i, k] * L[j, k]
+            if i == j:
+                if v <= 0.0:
+                    return False
+                L[i, i] = np.sqrt(v)
+            else:
+                L[i, j] = v / L[j, j]
+    for i in range(N_SHAPE):
+        v = b[i]
+        for k in range(i):
+            v -= L[i, k] * x[k]
+        x[i] = v / L[i, i]
+    for i in range(N_SHAPE - 1, -1, -1):
+        v = x[i]
+        for k in range(i + 1, N_SHAPE):
+            v -= L[k, i] * x[k]
+        x[i] = v / L[i, i]
+    return True
+
+
+@_jit
+def _shape_crossing(p: Any, level: float, inner: float, outer: float) -> float:
+    """Day between the peak (`inner`, above the level) and a foot (`outer`) at which the shape crosses a level."""
+    if shape(p, outer) >= level:
+        return np.nan
+    for _ in range(30):
+        middle = 0.5 * (inner + outer)
+        if shape(p, middle) >= level:
+            inner = middle
+        else:
+            outer = middle
+    return 0.5 * (inner + outer)
+
+
+@_jit
+def lowland(curve: Any, k: int, direction: int, level: float, step: int) -> float:
+    """Day up to which the curve stays below a level on its way from a minimum outwards, at most 120 days."""
+    far = k
+    while (
+        0 <= far + direction < curve.size and abs(far + direction - k) * step <= 120 and curve[far + direction] < level
+    ):
+        far += direction
+    return float(far * step)
+
+
+@_jit
+def fit_shape(
+    day: Any, y: Any, w: Any, left_day: float, right_day: float, found: Any, levels: Any, spread: float
+) -> bool:
+    """Replace dates, base and amplitude of a cycle by those of a double logistic fitted to its looks.
+
+    Levenberg-Marquardt with bisquare weights (Beck et al. 2006, their double logistic with a base on either side).
+    `found` holds seven dates, base and amplitude, on entry those of the smooth curve. False, and nothing changed,
+    where the looks do not carry the fit or it contradicts the smooth curve.
+    """
+    t0, t1 = 0, day.size
+    while t0 < t1 and day[t0] < left_day - 5.0:
+        t0 += 1
+    while t1 > t0 and day[t1 - 1] > right_day + 5.0:
+        t1 -= 1
+    looks = 0
+    for t in range(t0, t1):
+        looks += 1 if w[t] > 0.0 else 0
+    for i in range(9):
+        if not np.isfinite(found[i]):
+            return False
+    if looks < N_SHAPE + 1:
+        return False
+    p = np.empty(N_SHAPE)
+    p[0], p[1], p[2] = found[7], found[7] + found[8], found[7]
+    p[3], p[5] = found[1], found[5]
+    p[4] = np.log(min(max(3.93 / max(found[2] - found[0], 1.0), 0.01), 0.6))
+    p[6] = np.log(min(max(3.93 / max(found[6] - found[4], 1.0), 0.01), 0.6))
+    p[4] += _RATE_SHIFT
+    p[6] += _RATE_SHIFT
+    prior = p.copy()
+    robust = w.copy()
+    A, L = np.zeros((N_SHAPE, N_SHAPE)), np.zeros((N_SHAPE, N_SHAPE))
+    b, row, x, trial = np.zeros(N_SHAPE), np.zeros(N_SHAPE), np.zeros(N_SHAPE), np.zeros(N_SHAPE)
+    rest = np.empty(looks)
+    scale = max(spread, 0.005)
+    for outer in range(4):
+        ridge = (scale / _RATE_SPREAD) ** 2
+        damping = 1e-2
+        now = _normal_equations(p, prior, ridge, day, y, robust, t0, t1, A, b, row)
+        for _ in range(12):
+            if not _cholesky_step(A, b, damping, L, x):
+                damping *= 10.0
+                continue
+            for i in range(N_SHAPE):
+                trial[i] = p[i] + x[i]
+            trial[4] = min(max(trial[4], -4.6), 0.0)
+            trial[6] = min(max(trial[6], -4.6), 0.0)
+            then = _normal_equations(trial, prior, ridge, day, y, robust, t0, t1, A, b, row)
+            if then <= now:
+                small = now - then <= 1e-6 * now
+                p[:] = trial
+                now = then
+                damping = max(damping * 0.2, 1e-6)
+                if small:
+                    break
+            else:
+                damping *= 10.0
+                now = _normal_equations(p, prior, ridge, day, y, robust, t0, t1, A, b, row)
+                if damping > 1e6:
+                    break
+        n = 0
+        for t in range(t0, t1):
+            if w[t] > 0.0:
+                rest[n] = abs(y[t] - shape(p, day[t]))
+                n += 1
+        scale = max(1.4826 * np.median(rest), 0.003)
+        if outer < 3:
+            for t in range(t0, t1):
+                u = (y[t] - shape(p, day[t])) / (4.685 * scale)
+                robust[t] = w[t] * (1.0 - u * u) ** 2 if abs(u) < 1.0 else 0.0
+    if not (p[3] < p[5]) or not (left_day - 5.0 < p[3] and p[5] < right_day + 5.0):
+        return False
+    peak_day, peak = p[3], shape(p, p[3])
+    steps = 200
+    for i in range(1, steps + 1):
+        t = p[3] + (p[5] - p[3]) * i / steps
+        v = shape(p, t)
+        if v > peak:
+            peak_day, peak = t, v
+    base = 0.5 * (p[0] + p[2])
+    amplitude = peak - base
+    if not (0.6 * found[8] <= amplitude <= 1.7 * found[8]) or min(peak - p[0], peak - p[2]) < 0.5 * amplitude:
+        return False
+    dates = np.empty(7)
+    dates[3] = peak_day
+    for i in range(3):
+        dates[i] = _shape_crossing(p, p[0] + levels[i] * (peak - p[0]), peak_day, left_day - 30.0)
+        dates[6 - i] = _shape_crossing(p, p[2] + levels[i] * (peak - p[2]), peak_day, right_day + 30.0)
+    for i in range(7):
+        if not np.isfinite(dates[i]) or (i > 0 and dates[i] < dates[i - 1]):
+            return False
+    found[:7] = dates
+    found[7] = base
+    found[8] = amplitude
+    return True
+
+
 @_jit
 def seasons(
     curve: Any,
@@ -741,11 +946,17 @@ def seasons(
         for p in range(3):
             out[p, year, cycle] = rising(curve, left_day, peak_day, v_left + levels[p] * (peak - v_left), step)
             out[6 - p, year, cycle] = falling(curve, peak_day, right_day, v_right + levels[p] * (peak - v_right), step)
-        start = out[0, year, cycle]
-        stop = out[6, year, cycle]
         out[3, year, cycle] = peak_day
         out[7, year, cycle] = base
         out[8, year, cycle] = amplitude
+        if rules.refine:
+            found = out[:9, year, cycle].copy()
+            foot = min(left_day, lowland(curve, left[i], -1, v_left + 0.1 * (peak - v_left), step))
+            toe = max(right_day, lowland(curve, right[i], 1, v_right + 0.1 * (peak - v_right), step))
+            if fit_shape(day, y, w, foot, toe, found, levels, slack / max(rules.top_noise, 1e-6)):
+                out[:9, year, cycle] = found
+        start = out[0, year, cycle]
+        stop = out[6, year, cycle]
         out[9, year, cycle] = area_under(curve, start, stop, step)
         quality = grade(day, y, w, snow, fit, left_day, peak_day)
         quality = max(quality, grade(day, y, w, snow, fit, peak_day, right_day))
@@ -818,6 +1029,7 @@ class Rules(NamedTuple):
     max_gap: float
     dormant_noise: float
     top_noise: float
+    refine: bool
 
 
 @_jit

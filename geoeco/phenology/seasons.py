@@ -119,6 +119,11 @@ def metrics(
         Fewer looks (in the series; for "no cycle", in the year): not enough to tell.
     max_gap : float
         Days; a year with a longer gap and no cycle found: not enough to tell.
+    curve : {"whittaker", "double-logistic"}
+        What the dates are read from. The smooth curve finds the cycles in either case. ``"double-logistic"`` then fits
+        one to the looks of each cycle, with a base on either side and rates held near those of the smooth curve, and
+        takes dates, base and amplitude from it: it has the smooth curve's bias at the feet of steep cycles no more, at
+        some twenty times the cost. Where the fit fails, the smooth curve stays.
     threads : int, optional
         Threads; by default all cores in the main thread, one inside a Dask task. Results do not depend on it.
 
@@ -156,6 +161,8 @@ def metrics(
             bands = indices.red_and_nir(cube)
     else:
         series = cube
+    if curve not in ("whittaker", "double-logistic"):
+        raise InputError(f"there is no curve {curve!r}", what_to_do="use 'whittaker' or 'double-logistic'")
     series = stacks.check_series(series, "index")
     if set(series.dims) != {"time", "y", "x"}:
         raise InputError(

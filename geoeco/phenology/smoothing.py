@@ -104,7 +104,7 @@ def smooth(
     window = _window(window_days, step_days, grid.count)
     if envelope < 0:
         raise InputError(f"envelope counts rounds and must not be negative, not {envelope}")
-    rules = kernels.Rules(0, 0.0, 0.0, 0.0, 0.0, 185.0, 0.1, 0.35, 2, 0.0, 0.0, 0.0)
+    rules = kernels.Rules(0, 0.0, 0.0, 0.0, 0.0, 185.0, 0.1, 0.35, 2, 0.0, 0.0, 0.0, False)
 
     def block(values: npt.NDArray[Any], given: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
         flat = stacks.flat(values, values.dtype)

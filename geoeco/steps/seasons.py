@@ -40,6 +40,9 @@ class SeasonsSettings(StepSettings):
         description="consecutive calendar years of the peaks; all that the imagery touches when not given",
     )
     lmbda: float | None = Field(None, gt=0, description="smoothing for daily steps; by V-curve when not given")
+    curve: Literal["whittaker", "double-logistic"] = Field(
+        "whittaker", description="what dates are read from; double-logistic is more exact and slower"
+    )
     thresholds: tuple[float, float, float] = Field(
         (0.15, 0.5, 0.9), description="fractions of the amplitude for greenup, midgreenup and maturity, and back"
     )
@@ -190,6 +193,7 @@ def _metrics(piece: xr.Dataset, settings: SeasonsSettings, years: tuple[int, ...
         piece,
         index=settings.index,
         years=years,
+        curve=settings.curve,
         thresholds=settings.thresholds,
         min_amplitude=settings.min_amplitude,
         threads=1,
