@@ -116,9 +116,9 @@ def run_recipe(
 
     store = RunStore(out)
     settings = dict(default_gdal_settings() if gdal is None else gdal)
+    _check_folder(store)
     plan = plan or make_plan(recipe, out=out)
     plan.check_memory(memory_limit or (machine_memory() if client is None else None))
-    _check_folder(store)
     executor: Executor
     workers: dict[str, Any] = {}
     if client is None:
