@@ -48,6 +48,15 @@ class _Guarded(TyperGroup):
         except (OSError, ValueError, TypeError, LookupError, RuntimeError, ImportError) as error:
             if ctx.params.get("debug") or isinstance(error, _usage_errors()):
                 raise
+            from geoeco.engine.faults import is_disk_full
+
+            if is_disk_full(error):
+                err_console.print("[bold red]error[/] (disk-full): the disk is full: ", end="")
+                err_console.print(str(error), markup=False, soft_wrap=True)
+                err_console.print(
+                    "  what to do: make room, then `geoeco resume`: nothing that the ledger knows is lost"
+                )
+                raise typer.Exit(1) from error
             err_console.print(f"[bold red]unexpected {type(error).__name__}[/]: ", end="")
             err_console.print(str(error), markup=False, soft_wrap=True)
             err_console.print("  run `geoeco --debug ...` for the traceback; `geoeco doctor` checks the environment")

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
+from zarr.abc.buffer import Buffer
 from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
 
+from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError, OutputError
 from geoeco.variables import kind_of, nodata_for
 
@@ -93,18 +96,30 @@ def create_rasters(store: str, like: xr.Dataset, geobox: GeoBox, *, shard: int, 
         },
         "coordinates": {str(name): np.asarray(c.values).tolist() for name, c in like.coords.items() if _leading(c)},
     }
-    group = _opened(store, "a")
-    found = group.attrs.get("geoeco_layout")
-    if found is not None:
+    objects = Objects(store)
+    if objects.get("zarr.json") is not None:
+        group = _opened(store)
         for name in (*layout["variables"], *layout["coordinates"], "y", "x"):
             _array(group, name)
-        if found != layout:
+        if group.attrs.get("geoeco_layout") != layout:
             raise OutputError(
                 "a raster store of another layout is there already",
                 where=store,
                 what_to_do="write elsewhere, or remove it first",
             )
         return
+    made = _metadata(like, geobox, layout)
+    # the root's metadata come last: a store without them is half made, and is made again
+    for key in sorted(made, key=lambda k: (k == "zarr.json", k)):
+        objects.put(key, [made[key]])
+
+
+def _metadata(like: xr.Dataset, geobox: GeoBox, layout: dict[str, Any]) -> dict[str, bytes]:
+    """All objects of an empty store, made in memory."""
+    rows, cols = layout["shape"]
+    chunk, shard = layout["chunk"], layout["shard"]
+    held: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(held), zarr_format=3, attributes={"geoeco_layout": layout})
     for label, coord in _coordinates(like, geobox).items():
         values = np.asarray(coord.values)
         array = group.create_array(
@@ -134,8 +149,7 @@ def create_rasters(store: str, like: xr.Dataset, geobox: GeoBox, *, shard: int, 
                 "grid_mapping": "spatial_ref",
             },
         )
-    # the layout comes last: a store without it is a half-made one and is completed by the next call
-    group.attrs["geoeco_layout"] = layout
+    return {key: value.to_bytes() for key, value in held.items()}
 
 
 def write_rasters(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[int, int]) -> str:
@@ -160,7 +174,7 @@ def write_rasters(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[in
     OutputError
         If the block is not made of whole shards or does not read back as written.
     """
-    group = _opened(store, "r+")
+    group = _opened(store)
     layout: Any = group.attrs["geoeco_layout"]
     shard, (rows, cols) = int(layout["shard"]), layout["shape"]
     for (start, stop), size, axis in ((y, rows, "y"), (x, cols, "x")):
@@ -214,9 +228,9 @@ def open_rasters(store: str, *, chunks: Any = None) -> xr.Dataset:
     return opened
 
 
-def _opened(store: str, mode: Literal["a", "r+"]) -> zarr.Group:
+def _opened(store: str) -> zarr.Group:
     try:
-        return zarr.open_group(store, mode=mode, zarr_format=3)
+        return zarr.open_group(store, mode="r+", zarr_format=3)
     except (ValueError, KeyError) as error:
         raise _broken(store, error) from error
 

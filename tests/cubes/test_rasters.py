@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rioxarray  # noqa: F401  (the accessor .rio)
 import xarray as xr
 import zarr
 from odc.geo.geobox import GeoBox
