@@ -122,8 +122,8 @@ def metrics(
     curve : {"whittaker", "double-logistic"}
         What the dates are read from. The smooth curve finds the cycles in either case. ``"double-logistic"`` then fits
         one to the looks of each cycle, with a base on either side and rates held near those of the smooth curve, and
-        takes dates, base and amplitude from it: it has the smooth curve's bias at the feet of steep cycles no more, at
-        some twenty times the cost. Where the fit fails, the smooth curve stays.
+        takes dates, base and amplitude from it: it has the smooth curve's bias at the feet of steep cycles no more, in
+        about twice the time. Where the fit fails, the smooth curve stays.
     threads : int, optional
         Threads; by default all cores in the main thread, one inside a Dask task. Results do not depend on it.
 
