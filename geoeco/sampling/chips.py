@@ -21,6 +21,7 @@ import xarray as xr
 
 from geoeco.catalog import band_name
 from geoeco.cubes.reading import Raster, gdal_settings
+from geoeco.cubes.stores import class_attributes
 from geoeco.errors import InputError, ReadError
 from geoeco.sampling.images import (
     Candidates,
@@ -379,14 +380,7 @@ def chips_dataset(
     data = xr.Dataset(
         {
             "chips": describe(chips, kind="continuous", units="1", long_name="surface reflectance"),
-            "scl": describe(
-                scl,
-                kind="class",
-                units="",
-                long_name="scene classification",
-                flag_values=[c.value for c in sentinel2.SCL_CLASSES],
-                flag_meanings=" | ".join(c.name for c in sentinel2.SCL_CLASSES),
-            ),
+            "scl": describe(scl, **class_attributes()),
         }
     )
     data = data.assign_coords(
