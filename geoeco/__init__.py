@@ -33,6 +33,8 @@ _ROOMS = frozenset(
         "engine",
         "errors",
         "grid",
+        "mapping",
+        "models",
         "outputs",
         "phenology",
         "sampling",

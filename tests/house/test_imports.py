@@ -15,9 +15,9 @@ ROOMS = sorted(
     for path in (ROOT / "geoeco").iterdir()
     if (path / "__init__.py").exists() or (path.suffix == ".py" and path.stem not in {"__init__", "__main__"})
 )
-BASE_ROOMS = [room for room in ROOMS if room != "training"]
+BASE_ROOMS = [room for room in ROOMS if room not in {"mapping", "models", "training"}]
 
-HEAVY = {"bokeh", "distributed", "lightning", "matplotlib", "odc.stac", "s3fs", "timm", "torch", "torchgeo"}
+HEAVY = {"bokeh", "distributed", "lightning", "matplotlib", "odc.stac", "s3fs", "sklearn", "timm", "torch", "torchgeo"}
 
 
 def modules_after(code: str) -> set[str]:

@@ -29,6 +29,7 @@ IMPORT_NAMES = {
     "odc-geo": "odc.geo",
     "odc-stac": "odc.stac",
     "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
 }
 
 #: Come with a declared package and are part of its interface.
