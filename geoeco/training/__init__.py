@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from geoeco.training.bundles import ModelBundle, Normalisation
 from geoeco.training.chip_dataset import ChipDataset
 
-__all__ = ["ChipDataset"]
+__all__ = ["ChipDataset", "ModelBundle", "Normalisation"]
