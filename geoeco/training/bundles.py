@@ -1,4 +1,4 @@
-"""Model bundles: a folder that holds a trained network with all that is needed to use it rightly, and nothing that runs.
+"""Model bundles: a folder with a trained network and all that is needed to use it rightly, and nothing that runs.
 
 A bundle is ``model.safetensors`` (weights), ``mlm.json`` (a STAC item with the Machine Learning Model extension 1.4:
 architecture and its arguments, bands, units, normalisation, classes, hash of the training data) and
@@ -301,9 +301,7 @@ class ModelBundle:
         weights = _weights(module)
         self._check_architecture(weights, where)
         if sample is None:
-            noise = torch.randn(
-                (1, len(self.bands), self.size, self.size), generator=torch.Generator().manual_seed(0)
-            )
+            noise = torch.randn((1, len(self.bands), self.size, self.size), generator=torch.Generator().manual_seed(0))
             mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.normalisation.mean, self.normalisation.std))
             sample = mean + std * noise
         given = sample.detach().float().cpu().contiguous()
@@ -567,9 +565,7 @@ def _record(document: Mapping[str, Any], where: str) -> _Record:
         ) from error
 
 
-def _tensors(
-    objects: Objects, document: Mapping[str, Any], key: str, name: str, where: str
-) -> dict[str, Tensor]:
+def _tensors(objects: Objects, document: Mapping[str, Any], key: str, name: str, where: str) -> dict[str, Tensor]:
     """Tensors of one file, after its checksum."""
     content = objects.get(name)
     if content is None:
