@@ -36,8 +36,21 @@ _SIDE_POINTS = 8
 Floats = npt.NDArray[np.float64]
 
 
-def _block_codes(lon: Floats, lat: Floats, block_m: float) -> npt.NDArray[np.int64]:
-    """Blocks of about equal area: rows of equal height, in each row whole columns round the globe."""
+def block_codes(lon: Floats, lat: Floats, block_m: float) -> npt.NDArray[np.int64]:
+    """Blocks of about equal area: rows of equal height, in each row whole columns round the globe.
+
+    Parameters
+    ----------
+    lon, lat : numpy.ndarray, shape (location,)
+        Degrees.
+    block_m : float
+        Side of the blocks, metres.
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (location,)
+        A number for each block; it depends on the place alone.
+    """
     rows = max(1, round(math.pi * EARTH_RADIUS_M / block_m))
     row = np.minimum(((lat + 90.0) / 180.0 * rows).astype(np.int64), rows - 1)
     middle = np.radians((row + 0.5) / rows * 180.0 - 90.0)
@@ -46,8 +59,25 @@ def _block_codes(lon: Floats, lat: Floats, block_m: float) -> npt.NDArray[np.int
     return np.asarray(row * (int(2.0 * math.pi * EARTH_RADIUS_M / block_m) + 2) + col, dtype=np.int64)
 
 
-def _assign(codes: npt.NDArray[np.int64], fractions: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.int64]:
-    """Set of each sample: blocks in random order, each to the set that lacks most."""
+def hand_out_blocks(
+    codes: npt.NDArray[np.int64], fractions: npt.NDArray[np.float64], seed: int
+) -> npt.NDArray[np.int64]:
+    """Set of each sample: blocks in random order, each to the set that lacks most.
+
+    Parameters
+    ----------
+    codes : numpy.ndarray of int64, shape (location,)
+        As of `block_codes`.
+    fractions : numpy.ndarray, shape (set,)
+        Shares of the sets; they sum to one.
+    seed : int
+        Of the order of the blocks.
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (location,)
+        Position of the set.
+    """
     blocks, inverse, sizes = np.unique(codes, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(blocks))
     # big blocks first within the random order would bias; the deficit rule alone keeps the shares
@@ -59,6 +89,34 @@ def _assign(codes: npt.NDArray[np.int64], fractions: npt.NDArray[np.float64], se
         label[block] = int(np.argmax(lack))
         filled[label[block]] += sizes[block]
     return label[inverse]
+
+
+def within_reach(lon: Floats, lat: Floats, reach_m: float) -> npt.NDArray[np.intp]:
+    """Pairs of places that are no further apart than `reach_m` metres, on the sphere.
+
+    Parameters
+    ----------
+    lon, lat : numpy.ndarray, shape (location,)
+        Degrees.
+    reach_m : float
+        Great-circle distance, metres.
+
+    Returns
+    -------
+    numpy.ndarray of int, shape (pair, 2)
+        Positions, each pair once.
+    """
+    tree = cKDTree(unit_vectors(lon, lat))
+    chord = 2.0 * math.sin(min(reach_m / EARTH_RADIUS_M, math.pi) / 2.0)
+    return np.asarray(tree.query_pairs(chord, output_type="ndarray"))
+
+
+def reach_of_footprints(size_m: float, buffer_m: float) -> float:
+    """Distance of centres, metres, beyond which footprints of this side cannot be nearer than the buffer.
+
+    Half a diagonal each, and the centre of a footprint lies within 60 m * sqrt(1/2) of its location.
+    """
+    return buffer_m + math.sqrt(2.0) * (size_m + 60.0) * 1.002
 
 
 def spatial_split(
@@ -106,14 +164,10 @@ def spatial_split(
         raise InputError("block_m and size_m must be positive, buffer_m not negative")
     places = check_locations(locations)
     lon, lat = places["lon"].to_numpy(), places["lat"].to_numpy()
-    codes = _block_codes(lon, lat, block_m)
-    label = _assign(codes, shares / shares.sum(), seed)
+    codes = block_codes(lon, lat, block_m)
+    label = hand_out_blocks(codes, shares / shares.sum(), seed)
 
-    # centres at least this far apart cannot have footprints nearer than the buffer: half a diagonal each, and the
-    # centre of a footprint lies within 60 m * sqrt(1/2) of its location
-    reach = buffer_m + math.sqrt(2.0) * (size_m + 60.0) * 1.002
-    tree = cKDTree(unit_vectors(lon, lat))
-    pairs = tree.query_pairs(2.0 * math.sin(min(reach / EARTH_RADIUS_M, math.pi) / 2.0), output_type="ndarray")
+    pairs = within_reach(lon, lat, reach_of_footprints(size_m, buffer_m))
     kept = np.ones(len(label), dtype=bool)
     for loser, winners in ((1, (2,)), (0, (1, 2))):
         if len(pairs):
