@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import os
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,31 @@ class Objects:
                     return (local / key).read_bytes()
                 fs, path = self._remote(key)
                 found: bytes = fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        return found
+
+    def part(self, key: str, start: int, length: int) -> bytes | None:
+        """Read a part of an object, from its end where `start` is negative; None if there is none.
+
+        Less than `length` bytes come back where the object ends before.
+
+        Raises
+        ------
+        OutputError, TransientError
+            If it is there but cannot be read.
+        """
+        local = self._local
+        try:
+            with self._at(key, may_be_gone=True):
+                if local is not None:
+                    with (local / key).open("rb") as file:
+                        size = os.fstat(file.fileno()).st_size
+                        file.seek(max(start + size, 0) if start < 0 else start)
+                        return file.read(length)
+                fs, path = self._remote(key)
+                stop = start + length
+                found: bytes = fs.cat_file(path, start=start, end=stop or None)
         except FileNotFoundError:
             return None
         return found
