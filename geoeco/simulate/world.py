@@ -554,6 +554,18 @@ def _catalog(settings: WorldSettings, items: list[pystac.Item]) -> pystac.Catalo
             {"platform": ["sentinel-2a", "sentinel-2b"], "constellation": ["sentinel-2"], "gsd": [10, 20, 60]}
         ),
     )
+    # what all scenes have in common; offset, shape and place are each scene's own
+    collection.item_assets = {
+        name: pystac.ItemAssetDefinition(
+            {
+                "title": asset.title,
+                "type": asset.media_type,
+                "roles": asset.roles,
+                **{key: asset.extra_fields[key] for key in ("gsd", "eo:bands") if key in asset.extra_fields},
+            }
+        )
+        for name, asset in items[0].assets.items()
+    }
     collection.add_items(items)
     catalog = pystac.Catalog(
         id=f"geoeco-demo-s2-{settings.hemisphere}-{settings.seed}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pystac
@@ -18,6 +19,7 @@ from geoeco.sensors import sentinel2
 from geoeco.simulate import read_truth, world_digest, world_settings, write_s2_world
 from geoeco.simulate.products import BANDS, CASES
 
+CATALOGS = Path(__file__).parents[2] / "catalogs"
 TINY = {"size": 48, "years": 1, "revisit_days": 90}
 
 
@@ -294,3 +296,14 @@ def test_a_folder_with_a_dot_in_its_name_holds_the_same_world(tmp_path):
         write_s2_world(folder, size=48, years=1, revisit_days=120)
     assert world_digest(folders[0]) == world_digest(folders[1])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "v1.5"]
+
+
+def test_the_catalogue_that_comes_with_geoeco_describes_this_world(small_world):
+    described = pystac.Catalog.from_file(str(CATALOGS / "catalog.json"))
+    (here,) = described.get_children()
+    world = next(iter(pystac.Catalog.from_file(str(small_world / "catalog.json")).get_children()))
+    same = ("id", "title", "license", "keywords", "summaries", "item_assets")
+    assert {key: here.to_dict()[key] for key in same} == {key: world.to_dict()[key] for key in same}
+    assert not list(here.get_items())
+    hrefs = [link["href"] for part in (described, here) for link in part.to_dict(include_self_link=False)["links"]]
+    assert all(href.startswith(".") for href in hrefs)
