@@ -10,7 +10,7 @@ from geoeco.sampling.images import REASONS, choose_images
 from geoeco.sampling.land import is_land, land_mask, natural_earth
 from geoeco.sampling.places import check_locations, points_from_table, sort_by_place
 from geoeco.sampling.splits import assert_disjoint, footprint_rings, spatial_split
-from geoeco.sampling.stores import chips_memory, chips_template, finish_chips, open_chips, write_chips
+from geoeco.sampling.stores import chips_memory, chips_template, finish_chips, open_chips, store_chips, write_chips
 from geoeco.sampling.windows import SEASONS, calendar_windows, season_windows
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "season_windows",
     "sort_by_place",
     "spatial_split",
+    "store_chips",
     "write_chips",
 ]

@@ -31,13 +31,14 @@ from geoeco.sampling.chips import (
     ChipReader,
     ChipSettings,
     chips_dataset,
+    chips_table,
     location_notes,
 )
 from geoeco.sampling.images import in_threads
 from geoeco.sampling.windows import SEASONS
 from geoeco.sensors import sentinel2
 
-__all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "write_chips"]
+__all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "store_chips", "write_chips"]
 
 #: Level of zstd: chips are read far more often than written, but decoding speed does not depend on it.
 _LEVEL = 1
@@ -249,15 +250,8 @@ def write_chips(
     table says why, and what the arrays hold there is not to be used.
     """
     layout = _layout(store)
-    per_shard, samples = int(layout["samples_per_shard"]), int(layout["samples"])
     count = len(locations)
-    stop = first + count
-    if first % per_shard or not (stop % per_shard == 0 or stop == samples) or stop > samples or count < 1:
-        raise OutputError(
-            f"locations {first}..{stop} of {samples} are not whole shards of {per_shard}",
-            where=store,
-            what_to_do="write groups that begin and end at multiples of samples_per_shard",
-        )
+    per_shard = _whole_shards(store, layout, first, count)
     settings = ChipSettings(
         size=int(layout["size"]),
         resolution=float(layout["resolution"]),
@@ -277,38 +271,148 @@ def write_chips(
         )
     at_a_time, _ = _plan_memory(count, settings.size, len(settings.bands), threads, memory_mib)
     buffers = reader.buffers(at_a_time)
-    objects = Objects(_zarr(store))
-    digest, written = hashlib.sha256(), 0
+    group = _Group(store, first, per_shard, threads)
     for start in range(0, len(SEASONS), at_a_time):
         seasons = range(start, start + at_a_time)
         chips, scl = reader.read(seasons, buffers)
         for position, season in enumerate(seasons):
-            for offset in range(0, count, per_shard):
-                part = slice(offset, min(offset + per_shard, count))
-                for name, values, fill in (("chips", chips, CHIP_NODATA), ("scl", scl, 0)):
-                    bytes_written, text = _write_shard(
-                        objects,
-                        name,
-                        ((first + offset) // per_shard, season),
-                        values[position, part],
-                        per_shard,
-                        fill,
-                        threads,
-                    )
-                    written += bytes_written
-                    digest.update(f"{name} {first + offset} {season} {text}".encode())
-    table = reader.table(first)
-    digest.update(table.drop(columns="geometry").to_json(orient="records", date_format="iso").encode())
-    body = _parquet(table)
-    _write_whole(store, _part(first), body)
-    return {
-        "digest": digest.hexdigest(),
-        "chips": int((table["reason"] == "").sum()),
-        "kept": int(table.drop_duplicates("sample")["kept"].sum()),
-        "bytes": written + len(body),
-        "dropped": [n for n in reader.notes() if "item" in n],
-        "left_out": location_notes(table),
-    }
+            group.write(season, chips[position], scl[position])
+    return group.finish(reader.table(first), [n for n in reader.notes() if "item" in n])
+
+
+def store_chips(store: str, chips: xr.Dataset, *, first: int = 0, threads: int = 4) -> dict[str, Any]:
+    """Write chips that are at hand: simulated ones, or some of another store.
+
+    Parameters
+    ----------
+    store : str
+        As made by `chips_template`.
+    chips : xarray.Dataset
+        In the form that `season_chips` and `open_chips` give, with all its coordinates: the locations ``first,
+        first + 1, ...`` of the store, whole shards of them (the last may be short), kept or not. Reflectance as
+        floats with NaN, or as stored, int16 x 10 000 with -32768.
+    first : int
+        Position of the first location in the store; a multiple of its samples per shard.
+    threads : int
+        Chips compressed at the same time.
+
+    Returns
+    -------
+    dict
+        As of `write_chips`; nothing is ever ``dropped``. ``valid_fraction`` in the table is counted from the pixels.
+
+    Raises
+    ------
+    OutputError
+        If the group is not made of whole shards, or does not read back as written.
+    InputError
+        If the chips are not those that the store is made for (bands, seasons, size, coordinates), reflectance does
+        not fit the store, or a chip that the table calls usable holds no data.
+    """
+    layout = _layout(store)
+    per_shard = _whole_shards(store, layout, first, chips.sizes.get("sample", 0))
+    values, scl = _stored_pixels(store, layout, chips)
+    used = chips["reason"].transpose("sample", "season").to_numpy() == ""
+    valid = 1.0 - (values == CHIP_NODATA).any(axis=2).mean(axis=(-2, -1))
+    if (used & (valid == 0.0)).any():
+        sample, season = (int(i[0]) for i in np.nonzero(used & (valid == 0.0)))
+        raise InputError(
+            f"the chip of {chips['name'].to_numpy()[sample]!r} in {SEASONS[season]} holds no data",
+            where=store,
+            what_to_do="give the reason why it is missing in the coordinate 'reason'",
+        )
+    table = chips_table(
+        chips.assign_coords(
+            sample=np.arange(first, first + len(values)),
+            valid_fraction=(("sample", "season"), np.where(used, valid, np.nan)),
+        )
+    )
+    group = _Group(store, first, per_shard, threads)
+    for season in range(len(SEASONS)):
+        group.write(season, values[:, season], scl[:, season])
+    return group.finish(table, [])
+
+
+def _stored_pixels(
+    store: str, layout: Mapping[str, Any], chips: xr.Dataset
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """Chips ``(sample, season, band, y, x)`` as int16 and their scene classes, if they are what the store holds."""
+    expected: dict[str, Any] = {"season": layout["seasons"], "band": layout["bands"]}
+    lengths = {"season": len(SEASONS), "band": len(layout["bands"]), "y": layout["size"], "x": layout["size"]}
+    for name, dimensions in (("chips", {"sample", *lengths}), ("scl", {"sample", "season", "y", "x"})):
+        if name not in chips or set(chips[name].dims) != dimensions:
+            raise InputError(
+                f"these are no season chips: {name!r} must lie along {', '.join(sorted(dimensions))}", where=store
+            )
+    found = {name: [str(v) for v in chips[name].to_numpy()] for name in expected if name in chips.coords}
+    sizes = {name: chips.sizes[name] for name in lengths}
+    resolution = chips.attrs.get("resolution")
+    if found != expected or sizes != lengths or resolution != layout["resolution"]:
+        raise InputError(
+            f"the store is made for other chips: {found}, {sizes}, resolution {resolution}",
+            where=store,
+            what_to_do=f"it holds {expected}, {lengths}, resolution {layout['resolution']}",
+        )
+    values = chips["chips"].transpose("sample", "season", "band", "y", "x").to_numpy()
+    if np.issubdtype(values.dtype, np.floating):
+        invalid = np.isnan(values)
+        scaled = np.rint(np.where(invalid, 0.0, values) / CHIP_SCALE)
+        if not (np.abs(scaled) <= np.iinfo(np.int16).max).all():
+            raise InputError("reflectance beyond 3.2767 cannot be stored", where=store, what_to_do="give 0..1")
+        values = np.where(invalid, CHIP_NODATA, scaled).astype(np.int16)
+    elif values.dtype != np.int16:
+        raise InputError(
+            f"chips of type {values.dtype} are not stored",
+            where=store,
+            what_to_do="give floats with NaN, or int16 reflectance x 10 000",
+        )
+    return values, chips["scl"].transpose("sample", "season", "y", "x").to_numpy().astype(np.uint8)
+
+
+def _whole_shards(store: str, layout: Mapping[str, Any], first: int, count: int) -> int:
+    """Locations in a shard; an error if the group ``first, ..., first + count - 1`` is not made of whole ones."""
+    per_shard, samples = int(layout["samples_per_shard"]), int(layout["samples"])
+    stop = first + count
+    if first % per_shard or not (stop % per_shard == 0 or stop == samples) or stop > samples or count < 1:
+        raise OutputError(
+            f"locations {first}..{stop} of {samples} are not whole shards of {per_shard}",
+            where=store,
+            what_to_do="write groups that begin and end at multiples of samples_per_shard",
+        )
+    return per_shard
+
+
+class _Group:
+    """A group of locations on its way into a store: season by season, then its part of the table."""
+
+    def __init__(self, store: str, first: int, per_shard: int, threads: int) -> None:
+        self.store, self.first, self.per_shard, self.threads = store, first, per_shard, threads
+        self.objects = Objects(_zarr(store))
+        self.digest, self.written = hashlib.sha256(), 0
+
+    def write(self, season: int, chips: npt.NDArray[np.int16], scl: npt.NDArray[np.uint8]) -> None:
+        """Write one season: chips ``(location, band, y, x)`` and their scene classes ``(location, y, x)``."""
+        for offset in range(0, len(chips), self.per_shard):
+            part = slice(offset, min(offset + self.per_shard, len(chips)))
+            place = ((self.first + offset) // self.per_shard, season)
+            for name, values, fill in (("chips", chips, CHIP_NODATA), ("scl", scl, 0)):
+                count, text = _write_shard(self.objects, name, place, values[part], self.per_shard, fill, self.threads)
+                self.written += count
+                self.digest.update(f"{name} {self.first + offset} {season} {text}".encode())
+
+    def finish(self, table: gpd.GeoDataFrame, dropped: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write the group's part of the table and tell what was written."""
+        self.digest.update(table.drop(columns="geometry").to_json(orient="records", date_format="iso").encode())
+        body = _parquet(table)
+        _write_whole(self.store, _part(self.first), body)
+        return {
+            "digest": self.digest.hexdigest(),
+            "chips": int((table["reason"] == "").sum()),
+            "kept": int(table.drop_duplicates("sample")["kept"].sum()),
+            "bytes": self.written + len(body),
+            "dropped": dropped,
+            "left_out": location_notes(table),
+        }
 
 
 def _write_shard(

@@ -23,6 +23,7 @@ from geoeco.sampling import (
     open_chips,
     season_chips,
     spatial_split,
+    store_chips,
     write_chips,
 )
 from geoeco.sensors import sentinel2
@@ -83,6 +84,62 @@ def test_a_store_gives_back_what_was_cut(tmp_path, world):
     assert everything.sizes["sample"] == 6
     assert np.isnan(everything["chips"].values[5]).all()
     assert table.crs == "EPSG:4326"
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_chips_from_arrays_make_the_same_store_as_chips_from_scenes(tmp_path, world, stored):
+    """What was read from one store and written to another, kept or not, is the same to the byte."""
+    fill(str(tmp_path / "cut"), world, per_shard=2)
+    chips = open_chips(str(tmp_path / "cut"), kept=False, stored=stored)
+    store = str(tmp_path / "arrays")
+    chips_template(store, chips.sizes["sample"], size=SIZE, bands=BANDS, samples_per_shard=2)
+    for first in (4, 0, 2):
+        record = store_chips(store, chips.isel(sample=slice(first, first + 2)), first=first, threads=1)
+        assert record["dropped"] == []
+        assert record["kept"] == (1 if first == 4 else 2)
+    finish_chips(store)
+    assert tree(store) == tree(tmp_path / "cut")
+
+
+def test_the_valid_part_of_chips_from_arrays_is_counted_from_their_pixels(tmp_path, world):
+    chips = season_chips(*world, size=SIZE, bands=BANDS).load()
+    chips["chips"][1, 2, 0, :9, :] = np.nan
+    chips = chips.assign_coords(valid_fraction=chips["valid_fraction"] * 0)
+    store = str(tmp_path / "chips")
+    chips_template(store, chips.sizes["sample"], size=SIZE, bands=BANDS)
+    store_chips(store, chips)
+    finish_chips(store)
+    expected = np.ones((5, 4))
+    expected[1, 2] = 1 - 9 / SIZE
+    np.testing.assert_allclose(open_chips(store)["valid_fraction"].values, expected)
+    assert np.isnan(open_chips(store)["chips"].values[1, 2, 0, :9]).all()
+
+
+def test_chips_that_the_store_is_not_made_for_are_refused(tmp_path, world):
+    chips = season_chips(*world, size=SIZE, bands=BANDS).load()
+    store = str(tmp_path / "chips")
+    chips_template(store, chips.sizes["sample"], size=SIZE, bands=BANDS, samples_per_shard=2)
+    bright, blank = chips.copy(deep=True), chips.copy(deep=True)
+    bright["chips"][0, 0, 0, 0, 0] = 3.3
+    blank["chips"][0, 0] = np.nan
+    for wrong in (
+        chips.isel(band=[1, 0]),
+        chips.isel(band=[0]),
+        chips.isel(season=[1, 0, 2, 3]),
+        chips.isel(x=slice(1, None)),
+        chips.assign_attrs(resolution=20.0),
+        chips.drop_vars("scl"),
+        chips.drop_vars("item_id"),
+        chips.assign(chips=chips["chips"].fillna(0).astype(np.int32)),
+        bright,
+        blank,
+    ):
+        with pytest.raises(InputError):
+            store_chips(store, wrong)
+    for first, count in ((1, 2), (0, 3), (4, 2), (0, 0)):
+        with pytest.raises(OutputError):
+            store_chips(store, chips.isel(sample=slice(count)), first=first)
+    assert not list(Path(store).rglob("c/*"))
 
 
 def test_chips_open_lazily_and_as_stored(tmp_path, world):
