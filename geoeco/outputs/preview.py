@@ -58,7 +58,7 @@ def quicklook(
     band : int
         From 1; for rasters that are not shown in colour.
     title : str, optional
-        By default the long name and the band.
+        By default the long name. The name of the band follows where one of several is drawn.
     size : int
         Longest edge of the picture of the raster, in pixels.
     scale_bar : bool
@@ -97,7 +97,7 @@ def quicklook(
     else:
         _draw_values(figure, axes, raster, band)
     shown = f" · {raster['bands'][band - 1]}" if len(values) > 1 and not _in_colour(raster) else ""
-    axes.set_title(title if title is not None else raster["long_name"] + shown, fontsize=10)
+    axes.set_title((title if title is not None else raster["long_name"]) + shown, fontsize=10)
     axes.set_xticks([])
     axes.set_yticks([])
     if scale_bar:
@@ -234,6 +234,7 @@ def _draw_colour(axes: Axes, raster: dict[str, Any]) -> None:
 
 def _draw_values(figure: Figure, axes: Axes, raster: dict[str, Any], band: int) -> None:
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import MaxNLocator
 
     kind = raster["kind"]
     low, high = display_range(kind, raster["units"], _statistics(raster, band), raster["scale"], raster["offset"])
@@ -245,6 +246,9 @@ def _draw_values(figure: Figure, axes: Axes, raster: dict[str, Any], band: int) 
     bar.ax.tick_params(labelsize=8)
     if kind == "date":
         bar.set_ticks([value for value, _, _ in stops], labels=[label for _, _, label in stops])
+    elif kind == "count":
+        bar.locator = MaxNLocator(nbins=8, integer=True)
+        bar.update_ticks()
     elif raster["units"] != "1":
         bar.set_label(raster["units"], fontsize=8)
 
