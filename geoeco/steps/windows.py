@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import geopandas as gpd
 import pandas as pd
+import shapely
 from odc.geo.geom import Geometry
 from pydantic import Field, model_validator
 
+from geoeco.catalog import area_lonlat
 from geoeco.cubes import open_rasters
 from geoeco.engine import (
     Output,
@@ -166,6 +168,17 @@ def find_locations(settings: WindowsSettings, context: PlanContext) -> gpd.GeoDa
             "no place to sample lies on the grid",
             where=f"step {settings.step}",
             what_to_do="take a smaller spacing_m, other points, a larger area, or land: null",
+        )
+    if (
+        points is not None
+        and not shapely.intersects_xy(
+            area_lonlat(context.geobox.extent), places["lon"].to_numpy(), places["lat"].to_numpy()
+        ).any()
+    ):
+        raise InputError(
+            f"none of the {len(places)} places lies in the run's area",
+            where=points,
+            what_to_do="check the table's coordinates (longitude first) and the grid's area",
         )
     return places
 

@@ -94,6 +94,19 @@ def test_the_command_line_refuses_with_line_and_key_and_writes_nothing(folder: P
     assert not (folder / "run").exists()
 
 
+def test_points_that_all_lie_elsewhere_are_refused_before_any_work(folder: Path) -> None:
+    (folder / "points.csv").write_text("name,lon,lat\na,50.798,5.996\n")  # latitude and longitude in each other's place
+    text = GOOD.replace(
+        "period: [2020-08-01, 2022-03-31]}", "period: [2020-08-01, 2022-03-31]}\n  tables: {points: points.csv}"
+    )
+    (folder / "points.yaml").write_text(
+        text.replace("- {verb: cog", "- {verb: windows, points: points}\n  - {verb: cog")
+    )
+    with pytest.raises(GeoecoError, match="none of the 1 places") as refused:
+        Recipe.load(folder / "points.yaml").plan()
+    assert "longitude first" in str(refused.value)
+
+
 @pytest.mark.parametrize("out", ["good.yaml", "good.yaml/run"])
 def test_a_run_below_a_file_is_refused(folder: Path, out: str) -> None:
     with pytest.raises(GeoecoError, match="is a file"):
