@@ -1,3 +1,57 @@
-"""Maps: block-wise prediction over regions larger than memory. Needs the extra ``ml``."""
+"""Maps: from models to rasters of whole regions, block by block. Needs the extra ``ml``.
+
+Names are imported when they are first used: composites and the geometry of windows need no torch, and the workers that
+make them are spared it.
+"""
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geoeco.mapping.clusters import Clusters, cluster
+    from geoeco.mapping.composites import Period, season_composites
+    from geoeco.mapping.embedding_maps import embed
+    from geoeco.mapping.lattice import Lattice
+    from geoeco.mapping.projections import PrincipalComponents, Quantisation
+    from geoeco.mapping.similarity import nearest
+    from geoeco.mapping.windows import Embedder
+
+__all__ = [
+    "Clusters",
+    "Embedder",
+    "Lattice",
+    "Period",
+    "PrincipalComponents",
+    "Quantisation",
+    "cluster",
+    "embed",
+    "nearest",
+    "season_composites",
+]
+
+_MODULES = {
+    "Clusters": "clusters",
+    "Embedder": "windows",
+    "Lattice": "lattice",
+    "Period": "composites",
+    "PrincipalComponents": "projections",
+    "Quantisation": "projections",
+    "cluster": "clusters",
+    "embed": "embedding_maps",
+    "nearest": "similarity",
+    "season_composites": "composites",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'geoeco.mapping' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"geoeco.mapping.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -52,6 +52,7 @@ COMES_WITH = {
     "pyogrio": "geopandas",
     "referencing": "jsonschema",
     "requests": "pystac-client",
+    "threadpoolctl": "scikit-learn",
     "tornado": "distributed",
     "werkzeug": "moto",
 }
