@@ -4,5 +4,20 @@ from __future__ import annotations
 
 from geoeco.training.bundles import ModelBundle, Normalisation
 from geoeco.training.chip_dataset import ChipDataset
+from geoeco.training.folds import Fold, block_folds, random_folds
+from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
+from geoeco.training.scoring import scores
 
-__all__ = ["ChipDataset", "ModelBundle", "Normalisation"]
+__all__ = [
+    "ChipDataset",
+    "Fold",
+    "FoldResult",
+    "ModelBundle",
+    "Normalisation",
+    "ProbeResult",
+    "block_folds",
+    "knn_probe",
+    "linear_probe",
+    "random_folds",
+    "scores",
+]
