@@ -16,6 +16,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+from numcodecs.blosc import Blosc
 from numcodecs.zstd import Zstd
 
 from geoeco.cubes.shards import Objects
@@ -77,13 +78,15 @@ class ChunkReader:
                 layout["chunk_key_encoding"]["name"],
                 layout["chunk_key_encoding"].get("configuration", {}).get("separator", "/"),
             )
+            self._codec = {"zstd": Zstd, "blosc": Blosc}.get(codecs[-1])
             self.shape = tuple(int(n) for n in layout["shape"])
             self.chunk = tuple(int(n) for n in inner["chunk_shape"])
             self.dtype = np.dtype(layout["data_type"]).newbyteorder("<")
             self.fill = int(layout["fill_value"])
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise OutputError(f"this is no sharded array: {type(error).__name__}: {error}", where=where) from error
-        if found != ("sharding_indexed", ["bytes", "zstd"], ["bytes", "crc32c"], "end", "default", "/"):
+        known = ("sharding_indexed", ["bytes", codecs[-1]], ["bytes", "crc32c"], "end", "default", "/")
+        if self._codec is None or found != known:
             raise OutputError(
                 f"the array is not laid out as geoeco writes it: {found}",
                 where=where,
@@ -131,8 +134,10 @@ class ChunkReader:
         if encoded is None or len(encoded) != length:
             raise self._damaged(key, "a chunk lies beyond its end")
         try:
-            decoded = Zstd().decode(encoded)
-        except RuntimeError as error:
+            assert self._codec is not None, "checked when it was opened"
+            # a codec for each chunk: its state is not shared between threads
+            decoded = self._codec().decode(encoded)
+        except (RuntimeError, ValueError) as error:
             raise self._damaged(key, str(error)) from error
         if len(decoded) != math.prod(self.chunk) * self.dtype.itemsize:
             raise self._damaged(key, f"a chunk has {len(decoded)} bytes")

@@ -22,7 +22,7 @@ from odc.geo.geobox import GeoBox
 
 from geoeco.cubes.fusing import FILL, MOST_THREADS, SCALE, BadScene, Clear, Stack, Tiling, pages
 from geoeco.cubes.scenes import SCL, scenes_by_day
-from geoeco.cubes.shards import Objects, encode_shard, write_shard
+from geoeco.cubes.shards import Objects, encode_shard, write_shard, zstd
 from geoeco.errors import GridError, InputError, OutputError
 from geoeco.sensors import sentinel2
 
@@ -445,7 +445,7 @@ def _write_shards(
 
     def put(pixels: npt.NDArray[Any], name: str, fill: int, shard: _Window) -> None:
         nonlocal size
-        parts, content = encode_shard(pixels, (n, layout.chunk, layout.chunk), fill, _LEVEL, stack.map)
+        parts, content = encode_shard(pixels, (n, layout.chunk, layout.chunk), fill, zstd(_LEVEL), stack.map)
         key = f"{name}/{shard[0][0] // side}/{shard[1][0] // side}"
         size += write_shard(objects, key, parts)
         keys.append(key)

@@ -21,9 +21,9 @@ import pandas as pd
 import pystac
 import xarray as xr
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BloscCodec
 
-from geoeco.cubes.shards import Objects, encode_shard, write_shard
+from geoeco.cubes.shards import Objects, bitshuffled_lz4, encode_shard, write_shard
 from geoeco.errors import InputError, OutputError
 from geoeco.sampling.chips import (
     CHIP_NODATA,
@@ -40,8 +40,8 @@ from geoeco.sensors import sentinel2
 
 __all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "store_chips", "write_chips"]
 
-#: Level of zstd: chips are read far more often than written, but decoding speed does not depend on it.
-_LEVEL = 1
+#: Chips are read far more often than they are written, and what they wait for is decoding: bit-shuffled LZ4.
+_CODEC, _LEVEL = "lz4", 5
 _MIB = 1 << 20
 
 
@@ -132,6 +132,7 @@ def chips_template(
         "size": size,
         "resolution": float(resolution),
         "samples_per_shard": per_shard,
+        "codec": _CODEC,
     }
     group = zarr.open_group(_zarr(store), mode="a", zarr_format=3)
     found = group.attrs.get("geoeco_chips")
@@ -163,10 +164,11 @@ def chips_template(
             "attributes": {"units": "", "kind": "class"},
         },
     }
+    codec = BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle="bitshuffle")
     for name, layout_of in arrays.items():
         half_made = group.get(name)
         if half_made is None:
-            group.create_array(name, compressors=ZstdCodec(level=_LEVEL), **layout_of)
+            group.create_array(name, compressors=codec, **layout_of)
         elif not isinstance(half_made, zarr.Array) or half_made.shards != layout_of["shards"]:
             raise OutputError(
                 "a half-made store of chips of another layout is there", where=store, what_to_do="remove it first"
@@ -433,7 +435,7 @@ def _write_shard(
         return in_threads(work, jobs, threads)
 
     shard = values[:, None]
-    parts, digest = encode_shard(shard, (1, *shard.shape[1:]), fill, _LEVEL, run)
+    parts, digest = encode_shard(shard, (1, *shard.shape[1:]), fill, bitshuffled_lz4(_LEVEL), run)
     key = f"{name}/c/{place[0]}/{place[1]}/" + "/".join("0" for _ in shard.shape[2:])
     return write_shard(objects, key, parts), digest
 

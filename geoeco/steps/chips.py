@@ -99,6 +99,7 @@ class ChipsVerb(Verb):
 
     name: ClassVar[str] = "chips"
     Settings = ChipsSettings
+    version: ClassVar[int] = 2
     uses_items: ClassVar[bool] = True
     uses_seed: ClassVar[bool] = True
 
