@@ -1,3 +1,11 @@
 """Networks: plain modules, one file a system. Needs torch and timm alone; no training code, no reading, no writing."""
 
 from __future__ import annotations
+
+from geoeco.models.architectures import build
+from geoeco.models.backbones import create_backbone
+from geoeco.models.contrast import ContrastiveLoss
+from geoeco.models.moco import MoCo
+from geoeco.models.seco import SeCo
+
+__all__ = ["ContrastiveLoss", "MoCo", "SeCo", "build", "create_backbone"]

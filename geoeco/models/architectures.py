@@ -1,0 +1,58 @@
+"""The networks that a stored model may name: a fixed list, so that reading a model never imports what a file says."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from geoeco.errors import InputError
+from geoeco.models.backbones import create_backbone
+
+__all__ = ["build"]
+
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"backbone": create_backbone})
+
+
+def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build a network from its name and arguments, with weights to be loaded by the caller.
+
+    Parameters
+    ----------
+    architecture : str
+        ``"backbone"``: `create_backbone`.
+    arguments : mapping
+        Arguments of that function by name, as JSON holds them.
+
+    Returns
+    -------
+    torch.nn.Module
+        With random weights. Nothing is downloaded.
+
+    Raises
+    ------
+    InputError
+        If there is no such architecture, an argument is unknown or of another type, or it asks for a download.
+    """
+    if architecture not in ARCHITECTURES:
+        raise InputError(
+            f"unknown architecture {architecture!r}",
+            what_to_do=f"known are: {', '.join(sorted(ARCHITECTURES))}; a newer geoeco may know it",
+        )
+    make = ARCHITECTURES[architecture]
+    parameters = inspect.signature(make).parameters
+    where = f"arguments of {architecture!r}"
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise InputError(
+                f"unknown argument {name!r}", where=where, what_to_do=f"known are: {', '.join(parameters)}"
+            )
+        expected = type(parameters[name].default)
+        if type(value) is not expected:
+            raise InputError(f"{name} is {value!r}", where=where, what_to_do=f"give one of type {expected.__name__}")
+    if arguments.get("pretrained"):
+        raise InputError("a stored model brings its own weights", where=where, what_to_do="leave pretrained out")
+    return make(**arguments)
