@@ -60,8 +60,8 @@ def create_backbone(
     Raises
     ------
     InputError
-        If timm has no such network or its features are not pooled, a number is out of range, or the network has no
-        batch normalisation to split or replace.
+        If timm has no such network, a number is out of range, or the network has no batch normalisation to split or
+        replace.
 
     Notes
     -----
