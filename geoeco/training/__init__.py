@@ -5,6 +5,7 @@ from __future__ import annotations
 from geoeco.training.bundles import ModelBundle, Normalisation
 from geoeco.training.chip_dataset import ChipDataset
 from geoeco.training.embeddings import embed_chips, location_features
+from geoeco.training.evaluation import ProbeTask, evaluate
 from geoeco.training.folds import Fold, block_folds, random_folds
 from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
 from geoeco.training.scoring import scores
@@ -16,8 +17,10 @@ __all__ = [
     "ModelBundle",
     "Normalisation",
     "ProbeResult",
+    "ProbeTask",
     "block_folds",
     "embed_chips",
+    "evaluate",
     "knn_probe",
     "linear_probe",
     "location_features",

@@ -122,7 +122,7 @@ def location_features(embeddings: xr.DataArray, combine: str = "mean") -> xr.Dat
     InputError
         If there is no such season.
     """
-    values = embeddings.load()
+    values = embeddings.compute()
     if combine == "mean":
         return values.mean("season", skipna=True)
     if combine == "concatenate":
