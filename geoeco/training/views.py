@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from geoeco.errors import InputError
 
-__all__ = ["MoCoViews", "SeasonViews", "FourViews"]
+__all__ = ["FourViews", "MoCoViews", "SeasonViews"]
 
 NDVI = "ndvi"
 RED, NIR = "B04", "B08"
