@@ -95,7 +95,7 @@ def test_transforms_see_the_whole_sample(chips):
         return {"image": sample["image"] * 2}
 
     doubled = ChipDataset(chips.store, transforms=transform)[0]
-    assert seen == [{"image", "valid", "present", "day_of_year", "lonlat", "index"}]
+    assert seen == [{"image", "valid", "present", "day_of_year", "season", "lonlat", "index"}]
     assert torch.equal(doubled["image"], 2 * ChipDataset(chips.store)[0]["image"])
 
 
