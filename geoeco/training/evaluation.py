@@ -170,12 +170,12 @@ def evaluate(
     seen, extent = {}, 0.0
     for name, bundle in encoders.items():
         try:
+            seen[name] = _seen(stores[name], combine)
             dataset = chips_for(bundle, stores[name], _seasons(combine))
         except GeoecoError as error:
             raise InputError(
                 error.what, where=f"encoder {name}; {error.where}", what_to_do=error.what_to_do, code=error.code
             ) from error
-        seen[name] = _seen(stores[name], combine)
         extent = max(extent, dataset.size * bundle.resolution)
     places = _common(seen)
     division = _Division(tuple(splits), folds, seed, block_m, buffer_m, extent, keep_duplicates_together)
@@ -257,6 +257,12 @@ def _check_choices(what: str, given: Sequence[str], known: Sequence[str]) -> Non
         raise InputError(f"{what}s are {given!r}", what_to_do=f"give one or more of: {', '.join(known)}, each once")
 
 
+def _check_options(what: str, given: Mapping[str, Any] | None, known: frozenset[str]) -> None:
+    wrong = sorted(set(given or {}) - known)
+    if wrong:
+        raise InputError(f"{what} has no setting {wrong[0]!r}", what_to_do=f"settings: {', '.join(sorted(known))}")
+
+
 def _stores(encoders: Mapping[str, ModelBundle], store: str | Path | Mapping[str, str | Path]) -> dict[str, str | Path]:
     if not encoders:
         raise InputError("there are no encoders", what_to_do="name at least one bundle")
@@ -313,11 +319,18 @@ def _checked_labels(labels: pd.DataFrame, tasks: Mapping[str, ProbeTask]) -> pd.
 def _seen(store: str | Path, combine: str) -> pd.DataFrame:
     """Locations that can be embedded as far as the table of the store tells, by name, with their coordinates."""
     chips = open_chips(str(store))
+    seasons = [str(season) for season in chips["season"].values]
+    if combine not in ("mean", "concatenate", *seasons):
+        raise InputError(
+            f"the chips have no season {combine!r}",
+            where=str(store),
+            what_to_do=f"combine by 'mean' or 'concatenate', or take one of: {', '.join(seasons)}",
+        )
     there = (chips["reason"] == "") & ~(chips["valid_fraction"] == 0)
     if combine in ("mean", "concatenate"):
         enough = there.any("season") if combine == "mean" else there.all("season")
     else:
-        enough = there.isel(season=[str(s) for s in chips["season"].values].index(combine))
+        enough = there.isel(season=seasons.index(combine))
     usable = chips.isel(sample=np.flatnonzero(enough.to_numpy()))
     if not usable.sizes["sample"]:
         raise InputError(

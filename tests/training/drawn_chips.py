@@ -127,4 +127,4 @@ def bundle_of(
 ) -> ModelBundle:
     """A model whose input is not scaled."""
     plain = Normalisation(mean=(0.0,) * len(bands), std=(1.0,) * len(bands))
-    return ModelBundle(module, "backbone", {}, bands, plain, size, **facts)
+    return ModelBundle(module, type(module).__name__, {}, bands, plain, size, **facts)
