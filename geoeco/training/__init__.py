@@ -8,12 +8,14 @@ from geoeco.training.embeddings import embed_chips, location_features
 from geoeco.training.evaluation import ProbeTask, evaluate
 from geoeco.training.folds import Fold, block_folds, random_folds
 from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
+from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.scoring import scores
 
 __all__ = [
     "ChipDataset",
     "Fold",
     "FoldResult",
+    "LocationBatches",
     "ModelBundle",
     "Normalisation",
     "ProbeResult",
@@ -24,6 +26,7 @@ __all__ = [
     "knn_probe",
     "linear_probe",
     "location_features",
+    "location_weights",
     "random_folds",
     "scores",
 ]
