@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from geoeco.mapping.clusters import Clusters, cluster
     from geoeco.mapping.composites import Period, season_composites
     from geoeco.mapping.embedding_maps import embed
+    from geoeco.mapping.inputs import check_model, stored_bands
     from geoeco.mapping.lattice import Lattice
     from geoeco.mapping.projections import PrincipalComponents, Quantisation
+    from geoeco.mapping.reductions import Reduction
     from geoeco.mapping.similarity import nearest
-    from geoeco.mapping.windows import Embedder
+    from geoeco.mapping.windows import Embedder, device_of
 
 __all__ = [
     "Clusters",
@@ -25,10 +27,14 @@ __all__ = [
     "Period",
     "PrincipalComponents",
     "Quantisation",
+    "Reduction",
+    "check_model",
     "cluster",
+    "device_of",
     "embed",
     "nearest",
     "season_composites",
+    "stored_bands",
 ]
 
 _MODULES = {
@@ -38,10 +44,14 @@ _MODULES = {
     "Period": "composites",
     "PrincipalComponents": "projections",
     "Quantisation": "projections",
+    "Reduction": "reductions",
+    "check_model": "inputs",
     "cluster": "clusters",
+    "device_of": "windows",
     "embed": "embedding_maps",
     "nearest": "similarity",
     "season_composites": "composites",
+    "stored_bands": "inputs",
 }
 
 

@@ -6,6 +6,7 @@ this.
 
 from __future__ import annotations
 
+import colorsys
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ from geoeco.mapping.projections import PrincipalComponents
 from geoeco.mapping.tables import features_of, raster_of
 from geoeco.variables import describe, nodata_for
 
-__all__ = ["COMPONENTS", "NODATA", "UNASSIGNED", "Clusters", "cluster", "cluster_flags"]
+__all__ = ["COMPONENTS", "NODATA", "UNASSIGNED", "Clusters", "cluster"]
 
 #: Clusters are sought along this many principal components, at most: distances in more are mostly noise.
 COMPONENTS = 32
@@ -113,6 +114,14 @@ class Clusters:
             np.where(known, distance, np.nan).astype(np.float32),
         )
 
+    def flags(self) -> dict[str, Any]:
+        """CF flags of a map of the clusters: codes, names, colours."""
+        return {
+            "flag_values": list(range(self.k + 1)),
+            "flag_meanings": " ".join(["unassigned", *(f"cluster_{number}" for number in range(1, self.k + 1))]),
+            "flag_colors": " ".join(["#404040", *(_colour(number) for number in range(self.k))]),
+        }
+
 
 def _nearest(
     features: npt.NDArray[np.float64], centroids: npt.NDArray[np.float64]
@@ -123,19 +132,8 @@ def _nearest(
     return nearest, np.sqrt(np.take_along_axis(squares, nearest[:, np.newaxis], axis=1)[:, 0])
 
 
-def cluster_flags(k: int) -> dict[str, Any]:
-    """CF flags of a map of k clusters."""
-    return {
-        "flag_values": list(range(k + 1)),
-        "flag_meanings": " ".join(["unassigned", *(f"cluster_{number}" for number in range(1, k + 1))]),
-        "flag_colors": " ".join(["#404040", *(_colour(number) for number in range(k))]),
-    }
-
-
 def _colour(position: int) -> str:
     """A colour apart from those before it, by the golden angle around the colour circle."""
-    import colorsys
-
     value = (0.9, 0.65, 0.8)[position % 3]
     red, green, blue = colorsys.hsv_to_rgb((0.07 + position * 0.6180339887498949) % 1.0, 0.62, value)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
@@ -183,7 +181,7 @@ def cluster(embedding: xr.DataArray, k: int, *, seed: int = 0, sample: int = 50_
                 kind="class",
                 units="",
                 long_name="cluster",
-                **cluster_flags(k),
+                **clusters.flags(),
                 _FillValue=NODATA,
             ),
             "distance": describe(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,13 @@ import xarray as xr
 from geoeco.errors import InputError
 from geoeco.variables import describe
 
-__all__ = ["SEASONS", "Method", "Period", "as_periods", "dates_of", "season_composites"]
+__all__ = ["SEASONS", "Method", "Period", "as_periods", "season_composites"]
 
 #: Quarters by the initials of their months, which hold on both hemispheres: first and last day of the year.
 SEASONS: dict[str, tuple[int, int]] = {"DJF": (335, 59), "MAM": (60, 151), "JJA": (152, 243), "SON": (244, 334)}
 
 Method = Literal["median", "nearest"]
 
-#: Pixels along each side of the piece whose time series are in memory at once.
-TILE = 256
 _YEAR = 365.25
 
 
@@ -59,6 +57,22 @@ class Period:
                 what_to_do="give days of the year from 1 to 366",
             )
 
+    @classmethod
+    def of(cls, season: str) -> Self:
+        """One of the quarters DJF, MAM, JJA, SON.
+
+        Raises
+        ------
+        InputError
+            If there is no such season.
+        """
+        if season not in SEASONS:
+            raise InputError(
+                f"there is no season {season!r}",
+                what_to_do=f"use {', '.join(SEASONS)}, or give first and last day of the year",
+            )
+        return cls(season, *SEASONS[season])
+
     def holds(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.bool_]:
         """Which of some dates lie in the period."""
         day, year = _calendar(times)
@@ -67,6 +81,26 @@ class Period:
         else:
             inside = (day >= self.first) | (day <= self.last)
         return inside & np.isin(year, self.years) if self.years else inside
+
+    def dates(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
+        """Positions of the dates that lie in the period.
+
+        Raises
+        ------
+        InputError
+            If there are none.
+        """
+        found = np.flatnonzero(self.holds(times))
+        if not found.size:
+            years = f" of {', '.join(map(str, self.years))}" if self.years else ""
+            held = f"{times.min()} to {times.max()}" if times.size else "none"
+            raise InputError(
+                f"no date of the cube lies in the period {self.name!r}, days {self.first} to {self.last}{years}",
+                where=f"dates of the cube: {held}",
+                what_to_do="leave the period out, widen it, or stack imagery of that time of the year",
+                code="period",
+            )
+        return found
 
     def off_middle(self, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.float64]:
         """Days between some dates and the middle of the period, around the year."""
@@ -82,42 +116,18 @@ def _calendar(times: npt.NDArray[np.datetime64]) -> tuple[npt.NDArray[np.int64],
 
 
 def as_periods(periods: Sequence[Period | str]) -> tuple[Period, ...]:
-    """Periods from names of `SEASONS` and periods.
+    """Periods from names of seasons and periods.
 
     Raises
     ------
     InputError
         If there are none, a name is not known, or two are the same.
     """
-    unknown = [name for name in periods if isinstance(name, str) and name not in SEASONS]
-    if unknown or not periods:
+    found = tuple(Period.of(period) if isinstance(period, str) else period for period in periods)
+    if not found or len({period.name for period in found}) < len(found):
         raise InputError(
-            f"there is no season {unknown[0]!r}" if unknown else "no period is asked for",
-            what_to_do=f"use {', '.join(SEASONS)}, or give first and last day of the year",
-        )
-    found = tuple(Period(p, *SEASONS[p]) if isinstance(p, str) else p for p in periods)
-    if len({p.name for p in found}) < len(found):
-        raise InputError("two periods have the same name", what_to_do="name each period once")
-    return found
-
-
-def dates_of(period: Period, times: npt.NDArray[np.datetime64]) -> npt.NDArray[np.int64]:
-    """Positions of the dates that lie in a period.
-
-    Raises
-    ------
-    InputError
-        If there are none.
-    """
-    found = np.flatnonzero(period.holds(times))
-    if not found.size:
-        years = f" of {', '.join(map(str, period.years))}" if period.years else ""
-        held = f"dates from {times.min()} to {times.max()}" if times.size else "no dates"
-        raise InputError(
-            f"no date of the cube lies in the period {period.name!r}, days {period.first} to {period.last}{years}",
-            where=f"the cube holds {held}",
-            what_to_do="leave the period out, widen it, or stack imagery of that time of the year",
-            code="period",
+            "two periods have the same name" if found else "no period is asked for",
+            what_to_do="name each period once, at least one",
         )
     return found
 
@@ -128,14 +138,14 @@ def season_composites(
     *,
     bands: Sequence[str] | None = None,
     method: Method = "median",
+    tile: int = 256,
 ) -> xr.DataArray:
     """One picture of each period.
 
     Parameters
     ----------
     cube : xarray.Dataset or xarray.DataArray
-        ``reflectance (time, band, y, x)`` with NaN where invalid; NumPy-, Dask- or Zarr-backed. It is read in pieces
-        of 256 x 256 pixels.
+        ``reflectance (time, band, y, x)`` with NaN where invalid; NumPy-, Dask- or Zarr-backed.
     periods : sequence of Period or str
         Names of `SEASONS`, or days of the year; looks of all years are taken together.
     bands : sequence of str, optional
@@ -143,6 +153,8 @@ def season_composites(
     method : {"median", "nearest"}
         Median of the valid looks of each band; or, of all bands together, the look with all bands valid that is
         nearest to the middle of the period (the later one of two), which is a spectrum that was measured.
+    tile : int
+        Pixels along each side of the piece whose time series are in memory at once.
 
     Returns
     -------
@@ -169,13 +181,13 @@ def season_composites(
             code="bands",
         )
     times = series["time"].values
-    dates = [dates_of(period, times) for period in chosen]
+    dates = [period.dates(times) for period in chosen]
     positions = [there.index(band) for band in wanted]
     rows, cols = series.sizes["y"], series.sizes["x"]
     pixels = np.empty((len(chosen), len(wanted), rows, cols), np.float32)
-    for top in range(0, rows, TILE):
-        for left in range(0, cols, TILE):
-            part = slice(top, min(top + TILE, rows)), slice(left, min(left + TILE, cols))
+    for top in range(0, rows, tile):
+        for left in range(0, cols, tile):
+            part = slice(top, min(top + tile, rows)), slice(left, min(left + tile, cols))
             piece = series.isel(y=part[0], x=part[1])
             if method == "median":
                 _medians(piece, positions, dates, pixels[:, :, *part])

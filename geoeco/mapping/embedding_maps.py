@@ -17,7 +17,7 @@ from geoeco.errors import GridError, InputError
 from geoeco.mapping.composites import SEASONS, Method, Period, season_composites
 from geoeco.mapping.inputs import check_model, stored_bands
 from geoeco.mapping.lattice import Lattice
-from geoeco.mapping.windows import Combine, Embedder, fixed_arithmetic, reader
+from geoeco.mapping.windows import Combine, Embedder
 from geoeco.training import ModelBundle
 from geoeco.variables import describe
 
@@ -33,7 +33,7 @@ def embed(
     periods: Sequence[Period | str] = tuple(SEASONS),
     composite: Method = "median",
     combine: Combine = "mean",
-    min_valid: float = 0.5,
+    min_valid: float = 0.75,
     side: int = 4,
     threads: int = 1,
 ) -> xr.DataArray:
@@ -98,10 +98,9 @@ def embed(
         composites = season_composites(source, periods, bands=bands, method=composite)
     else:
         composites = _composites(array).sel(band=list(bands))
-    embedder = Embedder(reader(composites), bands, lattice, bundle, combine, min_valid)
+    embedder = Embedder.of(composites, bands, lattice, bundle, combine=combine, min_valid=min_valid, threads=threads)
     rows, cols = lattice.shape
-    with fixed_arithmetic(threads):
-        made = embedder.block((0, rows), (0, cols))
+    made = embedder.block((0, rows), (0, cols))
     features = made["features"]
     embedding = xr.DataArray(
         features,

@@ -1,17 +1,15 @@
-"""What a model takes of imagery: which bands, on which grid, and the numbers themselves. No torch here."""
+"""What a model takes of imagery: which bands, in which units, on which grid. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
 from geoeco.errors import GridError, InputError
 
-__all__ = ["Model", "check_model", "model_inputs", "stored_bands"]
+__all__ = ["Model", "check_model", "stored_bands"]
 
 
 class Model(Protocol):
@@ -100,30 +98,3 @@ def stored_bands(bands: Sequence[str]) -> tuple[str, ...]:
     """Bands of imagery that a model's bands are made of: ``ndvi`` is computed from B04 and B08."""
     own = [band for band in bands if band != "ndvi"]
     return tuple(dict.fromkeys([*own, *(("B04", "B08") if "ndvi" in bands else ())]))
-
-
-def model_inputs(
-    pixels: npt.NDArray[np.float32], there: Sequence[str], bands: Sequence[str]
-) -> npt.NDArray[np.float32]:
-    """A model's input from reflectance, as chips give it: 0 where invalid.
-
-    Parameters
-    ----------
-    pixels : numpy.ndarray, (..., band, y, x)
-        Reflectance in 0..1, NaN where invalid.
-    there : sequence of str
-        Bands of `pixels`.
-    bands : sequence of str
-        Bands of the model.
-    """
-    place = {band: at for at, band in enumerate(there)}
-    made = np.empty((*pixels.shape[:-3], len(bands), *pixels.shape[-2:]), np.float32)
-    for at, band in enumerate(bands):
-        if band == "ndvi":
-            red, nir = pixels[..., place["B04"], :, :], pixels[..., place["B08"], :, :]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                made[..., at, :, :] = (nir - red) / (nir + red)
-        else:
-            made[..., at, :, :] = pixels[..., place[band], :, :]
-    made[~np.isfinite(made)] = 0.0
-    return made

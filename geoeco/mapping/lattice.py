@@ -12,13 +12,40 @@ from dataclasses import dataclass
 
 from affine import Affine
 from odc.geo.geobox import GeoBox
+from odc.geo.geom import point
 
 from geoeco.errors import InputError
 
-__all__ = ["Lattice", "Span"]
+__all__ = ["Lattice", "Span", "cell_of"]
 
 #: First (inclusive) and last (exclusive) row or column.
 Span = tuple[int, int]
+
+#: Pixels along each side of the piece that is in memory at once, beside its halo.
+PIECE = 512
+
+
+def cell_of(lon: float, lat: float, cells: GeoBox) -> tuple[int, int]:
+    """Row and column of the cell of a grid that a place lies in, given in degrees.
+
+    Raises
+    ------
+    InputError
+        If it lies outside the grid, or the grid has no CRS.
+    """
+    if cells.crs is None:
+        raise InputError("the grid has no CRS", what_to_do="set it with rio.write_crs")
+    rows, cols = (int(n) for n in cells.shape)
+    if math.isfinite(lon) and abs(lat) <= 90:
+        ((x, y),) = point(float(lon), float(lat), "EPSG:4326").to_crs(cells.crs).coords
+        col, row = ~cells.affine * (x, y)
+        if 0 <= row < rows and 0 <= col < cols:
+            return int(row), int(col)
+    raise InputError(
+        f"the place {lon:g}, {lat:g} lies outside the region",
+        what_to_do="give longitude and latitude in degrees, within the map",
+        code="place",
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +107,10 @@ class Lattice:
         """The grid of the cells: same origin, pixels `stride` times as large."""
         return GeoBox(self.shape, self.geobox.affine * Affine.scale(self.stride), self.geobox.crs)
 
+    def cell_of(self, lon: float, lat: float) -> tuple[int, int]:
+        """Row and column of the cell that a place lies in; see `cell_of`."""
+        return cell_of(lon, lat, self.cells)
+
     def pixels(self, cells: Span) -> Span:
         """Pixels that the windows of a span of rows or columns of cells cover; may lead beyond the grid."""
         return cells[0] * self.stride - self.halo, cells[1] * self.stride + self.halo
@@ -89,3 +120,17 @@ class Lattice:
         for top in range(rows[0] // self.side * self.side, rows[1], self.side):
             for left in range(cols[0] // self.side * self.side, cols[1], self.side):
                 yield (top, top + self.side), (left, left + self.side)
+
+    @property
+    def piece(self) -> int:
+        """Cells along a side of a piece of whole batches that is read at once."""
+        return max(1, PIECE // (self.side * self.stride)) * self.side
+
+    def pieces(self, rows: Span, cols: Span) -> Iterator[tuple[Span, Span]]:
+        """Cut a part of the lattice into pieces of whole batches."""
+        for top in range(rows[0] // self.side * self.side, rows[1], self.piece):
+            for left in range(cols[0] // self.side * self.side, cols[1], self.piece):
+                yield (
+                    (top, min(top + self.piece, math.ceil(rows[1] / self.side) * self.side)),
+                    (left, min(left + self.piece, math.ceil(cols[1] / self.side) * self.side)),
+                )

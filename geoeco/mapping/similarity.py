@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import odc.geo.xr  # noqa: F401  (registers .odc)
 import xarray as xr
-from odc.geo.geobox import GeoBox
-from odc.geo.geom import point
 
 from geoeco.errors import InputError
+from geoeco.mapping.lattice import cell_of
 from geoeco.mapping.tables import features_of, raster_of
 from geoeco.variables import describe
 
-__all__ = ["cell_of", "cosine", "nearest"]
+__all__ = ["cosine", "nearest"]
 
 
 def cosine(features: npt.NDArray[np.floating[Any]], places: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
@@ -24,31 +23,6 @@ def cosine(features: npt.NDArray[np.floating[Any]], places: npt.NDArray[np.float
     lengths = np.linalg.norm(exact, axis=1)[:, np.newaxis] * np.linalg.norm(wanted, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.clip((exact @ wanted.T) / lengths, -1.0, 1.0).astype(np.float32)
-
-
-def cell_of(lon: float, lat: float, cells: GeoBox) -> tuple[int, int]:
-    """Row and column of the cell that a place lies in.
-
-    Raises
-    ------
-    InputError
-        If it lies outside the grid.
-    """
-    if cells.crs is None:
-        raise InputError("the embedding has no CRS", what_to_do="set it with rio.write_crs")
-    try:
-        ((x, y),) = point(float(lon), float(lat), "EPSG:4326").to_crs(cells.crs).coords
-        col, row = (int(np.floor(v)) for v in ~cells.affine * (x, y))
-    except (ValueError, OverflowError):
-        col, row = -1, -1
-    rows, cols = (int(n) for n in cells.shape)
-    if not (0 <= row < rows and 0 <= col < cols):
-        raise InputError(
-            f"the place {lon:g}, {lat:g} lies outside the region",
-            what_to_do="give longitude and latitude in degrees, within the map",
-            code="place",
-        )
-    return row, col
 
 
 def nearest(embedding: xr.DataArray, lon: float, lat: float) -> xr.DataArray:

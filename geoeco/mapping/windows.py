@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,23 @@ import torch
 import xarray as xr
 
 from geoeco.errors import InputError
-from geoeco.mapping.inputs import model_inputs
 from geoeco.mapping.lattice import Lattice, Span
 from geoeco.training import ModelBundle
+from geoeco.training.chip_dataset import NDVI, ndvi_of
 
-__all__ = ["Combine", "Embedder", "Read", "fixed_arithmetic", "reader"]
+__all__ = ["Combine", "Embedder", "Read", "device_of"]
 
 Floats = npt.NDArray[np.float32]
 #: Pixels ``(period, band, y, x)`` of rows and columns that may lead beyond the grid; NaN there and where invalid.
 Read = Callable[[Span, Span], Floats]
 Combine = Literal["mean", "concat"]
 
-#: Pixels along each side of the piece that is in memory at once, beside its halo.
-PIECE = 512
+#: Cells drawn for each cell that a sample is to hold, at most: those without data are left out.
+DRAWS = 4
 
 
 @contextmanager
-def fixed_arithmetic(threads: int) -> Iterator[None]:
+def _fixed_arithmetic(threads: int) -> Iterator[None]:
     """Fix what else changes the last bits of a result: the number of threads, and CUDA's choice of algorithms."""
     before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.set_num_threads(threads)
@@ -48,7 +48,47 @@ def fixed_arithmetic(threads: int) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
 
 
-def reader(composites: xr.DataArray) -> Read:
+def device_of(wish: str) -> str:
+    """Name of a torch device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    InputError
+        If CUDA is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if wish == "cuda" and not there:
+        raise InputError("there is no CUDA device here", what_to_do="use device: auto or cpu", code="device")
+    return "cuda" if there and wish != "cpu" else "cpu"
+
+
+def _model_inputs(pixels: Floats, there: Sequence[str], bands: Sequence[str]) -> Floats:
+    """A model's input from reflectance, as `geoeco.training.ChipDataset` gives it: 0 where invalid.
+
+    Parameters
+    ----------
+    pixels : numpy.ndarray, (..., band, y, x)
+        Reflectance in 0..1, NaN where invalid.
+    there : sequence of str
+        Bands of `pixels`.
+    bands : sequence of str
+        Bands of the model.
+    """
+    known = np.isfinite(pixels)
+    filled = np.where(known, pixels, np.float32(0))
+    place = {band: at for at, band in enumerate(there)}
+    made = np.empty((*pixels.shape[:-3], len(bands), *pixels.shape[-2:]), np.float32)
+    for at, band in enumerate(bands):
+        if band == NDVI:
+            red, nir = place["B04"], place["B08"]
+            index = ndvi_of(filled[..., red, :, :], filled[..., nir, :, :])
+            made[..., at, :, :] = np.where(known[..., red, :, :] & known[..., nir, :, :], index, np.float32(0))
+        else:
+            made[..., at, :, :] = filled[..., place[band], :, :]
+    return made
+
+
+def _reader(composites: xr.DataArray) -> Read:
     """Read windows of ``(period, band, y, x)``, in memory or in Zarr, with NaN beyond the edges."""
     rows, cols = composites.sizes["y"], composites.sizes["x"]
 
@@ -82,6 +122,8 @@ class Embedder:
     min_valid : float
         A cell has an embedding in a period if this part of its window is valid in every band, and at least one pixel
         of the cell itself.
+    threads : int
+        Of torch, while the model runs.
     """
 
     read: Read
@@ -89,7 +131,8 @@ class Embedder:
     lattice: Lattice
     bundle: ModelBundle
     combine: Combine = "mean"
-    min_valid: float = 0.5
+    min_valid: float = 0.75
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_valid <= 1:
@@ -103,6 +146,24 @@ class Embedder:
                 what_to_do=f"take a window of at most {self.bundle.size}",
                 code="window",
             )
+
+    @classmethod
+    def of(
+        cls, composites: xr.DataArray, bands: Sequence[str], lattice: Lattice, bundle: ModelBundle, **more: Any
+    ) -> Self:
+        """Embed composites ``(period, band, y, x)``, in memory or in Zarr; NaN is taken beyond their edges.
+
+        Parameters
+        ----------
+        composites : xarray.DataArray
+        bands : sequence of str
+            Names of the bands, in order.
+        lattice, bundle
+            As of the class.
+        **more
+            Its further attributes.
+        """
+        return cls(_reader(composites), tuple(bands), lattice, bundle, **more)
 
     def block(
         self, rows: Span, cols: Span, derive: Callable[[Floats], Mapping[str, npt.NDArray[Any]]] | None = None
@@ -126,11 +187,12 @@ class Embedder:
         """
         shape = rows[1] - rows[0], cols[1] - cols[0]
         made: dict[str, npt.NDArray[Any]] = {}
-        for span in self._pieces(rows, cols):
+        for span in self.lattice.pieces(rows, cols):
             piece = _Piece.cut(self, *span)
             asked = tuple((max(a[0], b[0]), min(a[1], b[1])) for a, b in zip(span, (rows, cols), strict=True))
             for batch in self.lattice.batches(*asked):
-                features, fraction, periods = self._batch(piece, *batch)
+                with _fixed_arithmetic(self.threads):
+                    features, fraction, periods = self._batch(piece, *batch)
                 kept = {"features": features} if derive is None else derive(features)
                 for name, values in {**kept, "valid_fraction": fraction, "n_periods": periods}.items():
                     if name not in made:
@@ -138,22 +200,21 @@ class Embedder:
                     _paste(made[name], values, batch, rows, cols)
         return made
 
-    def at(self, cells: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    def at(self, cells: npt.NDArray[np.int64]) -> Floats:
         """Embed single cells.
 
         Parameters
         ----------
         cells : numpy.ndarray, (n, 2)
-            Rows and columns of the lattice.
+            Rows and columns of the lattice; at least one cell.
 
         Returns
         -------
-        features : numpy.ndarray, (n, feature)
+        numpy.ndarray, (n, feature)
             NaN where there is none.
-        valid_fraction : numpy.ndarray, (n,)
         """
         count = self.lattice.side**2
-        features, fractions = [], []
+        features = []
         for start in range(0, len(cells), count):
             group = cells[start : start + count]
             windows = [
@@ -166,30 +227,59 @@ class Embedder:
             inner = slice(self.lattice.halo, self.lattice.halo + self.lattice.stride)
             usable = self._usable(seen, valid[:, :, inner, inner].any(axis=(2, 3)).T)
             inputs = np.zeros((pixels.shape[1], count, len(self.bundle.bands), *pixels.shape[-2:]), np.float32)
-            inputs[:, : len(group)] = np.moveaxis(model_inputs(pixels, self.bands, self.bundle.bands), 1, 0)
+            inputs[:, : len(group)] = np.moveaxis(_model_inputs(pixels, self.bands, self.bundle.bands), 1, 0)
             padded = np.zeros((len(usable), count), bool)
             padded[:, : len(group)] = usable
-            by_period = [self._encode(inputs[p]) if padded[p].any() else None for p in range(len(padded))]
+            with _fixed_arithmetic(self.threads):
+                by_period = [self._encode(inputs[p]) if padded[p].any() else None for p in range(len(padded))]
             features.append(self._combined(by_period, padded)[: len(group)])
-            fractions.append((seen / self.lattice.window**2).mean(axis=0).astype(np.float32))
-        return np.concatenate(features), np.concatenate(fractions)
+        return np.concatenate(features)
+
+    def sample(self, cells: int, seed: int) -> Floats:
+        """Embed cells drawn at random over the whole lattice, without replacement.
+
+        Parameters
+        ----------
+        cells : int
+            How many; fewer where that many have no embedding among four times as many that are drawn.
+        seed : int
+            The same cells are drawn for the same seed, whatever else was done.
+
+        Returns
+        -------
+        numpy.ndarray, (cell, feature)
+            Finite.
+
+        Raises
+        ------
+        InputError
+            If no cell has an embedding.
+        """
+        rows, cols = self.lattice.shape
+        total = rows * cols
+        drawn = np.random.default_rng(seed).choice(total, min(total, DRAWS * cells), replace=False)
+        found: list[Floats] = []
+        for start in range(0, len(drawn), cells):
+            # in the order of the grid, which is the order in which they are stored
+            part = np.sort(drawn[start : start + cells])
+            features = self.at(np.stack(np.divmod(part, cols), axis=1))
+            found.append(features[np.isfinite(features).all(axis=1)])
+            if sum(map(len, found)) >= cells:
+                break
+        sample = np.concatenate(found)[:cells]
+        if not len(sample):
+            raise InputError(
+                f"none of {len(drawn)} windows drawn over the region has enough valid pixels",
+                what_to_do="lower min_valid, take other periods, or stack more imagery",
+                code="sample",
+            )
+        return sample
 
     @cached_property
     def length(self) -> int:
         """Number of features of a window."""
         size = self.bundle.size
         return int(self._encode(np.zeros((1, len(self.bundle.bands), size, size), np.float32)).shape[1])
-
-    def _pieces(self, rows: Span, cols: Span) -> Iterator[tuple[Span, Span]]:
-        """Cut rows and columns into pieces of whole batches that are read at once."""
-        side = self.lattice.side
-        step = max(1, PIECE // (side * self.lattice.stride)) * side
-        for top in range(rows[0] // side * side, rows[1], step):
-            for left in range(cols[0] // side * side, cols[1], step):
-                yield (
-                    (top, min(top + step, math.ceil(rows[1] / side) * side)),
-                    (left, min(left + step, math.ceil(cols[1] / side) * side)),
-                )
 
     def _usable(self, seen: npt.NDArray[Any], own: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         least = max(1, math.ceil(self.min_valid * self.lattice.window**2 - 1e-9))
@@ -273,7 +363,7 @@ class _Piece:
         sums = np.zeros((valid.shape[0], valid.shape[1] + 1, valid.shape[2] + 1), np.int32)
         np.cumsum(valid, axis=1, out=sums[:, 1:, 1:])
         np.cumsum(sums[:, 1:, 1:], axis=2, out=sums[:, 1:, 1:])
-        return cls(rows, cols, model_inputs(pixels, embedder.bands, embedder.bundle.bands), sums)
+        return cls(rows, cols, _model_inputs(pixels, embedder.bands, embedder.bundle.bands), sums)
 
     def counts(self, y: int, x: int, side: int, stride: int, size: int) -> npt.NDArray[np.int32]:
         """Valid pixels ``(period, cell)`` in squares of `size`, `side` x `side` of them from (y, x) on."""

@@ -6,6 +6,7 @@ from geoeco.engine import Registry
 from geoeco.steps.chips import ChipsVerb
 from geoeco.steps.cog import CogVerb
 from geoeco.steps.cube import CubeVerb
+from geoeco.steps.embed import EmbedVerb
 from geoeco.steps.layers import Layer, RasterVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.windows import WindowsVerb
@@ -13,7 +14,7 @@ from geoeco.steps.windows import WindowsVerb
 __all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
 
 registry = Registry()
-for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, CogVerb):
+for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, EmbedVerb, CogVerb):
     registry.register(_verb)
 registry.load_entry_points()
 

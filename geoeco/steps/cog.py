@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -35,7 +36,7 @@ from geoeco.steps.layers import Layer, RasterVerb, digest_of, tiles
 
 __all__ = ["CogSettings", "CogVerb"]
 
-#: Pixels along each side of the window in which a raster is read while it is written.
+#: Pixels along each side of the window in which a raster is read while it is written, for files of up to eight bands.
 WINDOW = 1024
 
 
@@ -70,26 +71,28 @@ class CogVerb(Verb):
         source = _source(settings, context)
         grid = context.geobox
         assert grid is not None, "a raster step has a grid"
-        pixels = int(grid.shape[0]) * int(grid.shape[1])
+        rows, cols = (int(n) for n in grid.shape)
         depends = tuple(task.id for task in source.tasks if task.stage == "blocks")
         tags, period = _provenance(context), _period(context)
         tasks = []
         for layer in _layers(settings, source, context):
-            stored = 4 * pixels * len(layer.variables)
+            bands = len(layer.variables) * layer.bands
+            stored = 4 * math.ceil(rows / layer.stride) * math.ceil(cols / layer.stride) * bands
             tasks.append(
                 Task(
                     f"{settings.step}/files/{layer.name}",
                     payload={
                         "layer": layer.name,
                         "variables": list(layer.variables),
-                        "select": layer.select,
+                        "select": dict(layer.select),
                         "title": layer.title,
                         "store": RasterVerb.store_name(source),
+                        "profile": layer.profile,
                         "tags": tags,
                         "period": period,
                     },
                     depends=depends,
-                    memory_bytes=_memory(stored, len(layer.variables)),
+                    memory_bytes=_memory(stored, bands),
                     bytes_in=stored,
                     bytes_out=stored // 2,
                 )
@@ -103,16 +106,20 @@ class CogVerb(Verb):
         # a mirror of the run folder, so that relative links inside the files hold there too
         local = context.scratch_path / context.folder / f"{payload['layer']}.tif"
         local.parent.mkdir(parents=True)
+        known = context.store.read_json(payload["profile"])[payload["layer"]] if payload["profile"] else {}
+        tags = {**payload["tags"], **known.get("tags", {})}
+        sources = ["items.json", *known.get("derived_from", [])]
         start, end = (dt.datetime.fromisoformat(day) for day in payload["period"])
         record = write_cog_blocks(
             data,
             _windows(data),
             local,
             compress=settings.compress,
-            tags=payload["tags"],
+            tags=tags,
             description=f"{context.recipe.name}: {payload['title']}",
             datetime=end,
             threads=1,
+            **known.get("storage", {}),
         )
         thumbnail = None
         if settings.quicklooks:
@@ -123,8 +130,8 @@ class CogVerb(Verb):
             {payload["layer"]: record},
             period=(start, end),
             title=payload["title"],
-            properties={key.lower().replace("_", ":", 1): value for key, value in payload["tags"].items()},
-            derived_from=[context.scratch_path / "items.json"],
+            properties={key.lower().replace("_", ":", 1): value for key, value in tags.items()},
+            derived_from=[name if "://" in name else context.scratch_path / name for name in sources],
             thumbnail=thumbnail,
         )
         files = [(file.path, "data") for file in record.files]
@@ -220,17 +227,25 @@ def _provenance(context: PlanContext) -> dict[str, str]:
 
 def _memory(stored: int, bands: int) -> int:
     """Upper bound of one file: its pixels with their overviews, encoded and as stored, and the windows being read."""
-    return min(2 * stored * 4 // 3, 6 * 2**30) + 24 * bands * WINDOW**2 + 256 * 2**20
+    return min(2 * stored * 4 // 3, 6 * 2**30) + 24 * bands * _window(bands) ** 2 + 256 * 2**20
 
 
-def _selected(rasters: xr.Dataset, variables: Sequence[str], select: Mapping[str, int]) -> xr.Dataset | xr.DataArray:
-    chosen = rasters[list(variables)].sel(select, drop=True)
+def _window(bands: int) -> int:
+    """Side of a window of about the same number of values, however many bands there are."""
+    return max(WINDOW // 8, WINDOW >> max(0, math.ceil(math.log2(bands / 8) / 2)))
+
+
+def _selected(
+    rasters: xr.Dataset, variables: Sequence[str], select: Mapping[str, int | list[int]]
+) -> xr.Dataset | xr.DataArray:
+    chosen = rasters[list(variables)].sel(dict(select), drop=True)
     return chosen[variables[0]] if len(variables) == 1 else chosen
 
 
 def _windows(data: xr.Dataset | xr.DataArray) -> Iterator[tuple[tuple[slice, slice], np.ndarray[Any, Any]]]:
     height, width = data.sizes["y"], data.sizes["x"]
-    for y, x in tiles((0, height), (0, width), WINDOW):
+    bands = len(data.data_vars) if isinstance(data, xr.Dataset) else data.size // (height * width)
+    for y, x in tiles((0, height), (0, width), _window(bands)):
         rows, cols = slice(*y), slice(*x)
         piece = data.isel(y=rows, x=cols)
         if isinstance(piece, xr.Dataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,26 @@ class Layer:
         Names in the raster store; all of one kind and unit.
     title : str
         For captions.
-    select : dict
-        Labels of leading dimensions, for example ``{"year": 2019, "cycle": 1}``.
+    select : mapping
+        Labels of leading dimensions, for example ``{"year": 2019, "cycle": 1}``; a list keeps the dimension, whose
+        members are bands of the file.
+    bands : int
+        Bands that each variable gives.
+    stride : int
+        Pixels of the run's grid along a side of one of its pixels.
+    profile : str
+        File of the run in which stands, by name of the layer, what is known only when the step has run: ``storage``
+        (``dtype``, ``scale``, ``offset`` of `geoeco.outputs.write_cog`), ``tags``, and ``derived_from``, files of the
+        run or URLs that the layer was made from beside the imagery.
     """
 
     name: str
     variables: tuple[str, ...]
     title: str
-    select: dict[str, int] = field(default_factory=dict)
+    select: Mapping[str, int | list[int]] = field(default_factory=dict)
+    bands: int = 1
+    stride: int = 1
+    profile: str = ""
 
 
 class RasterVerb(Verb):
