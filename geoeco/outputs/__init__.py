@@ -7,6 +7,7 @@ from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftov
 from geoeco.outputs.contact_sheets import contact_sheet
 from geoeco.outputs.items import write_item
 from geoeco.outputs.preview import quicklook
+from geoeco.outputs.score_charts import score_chart
 
 __all__ = [
     "ClassEntry",
@@ -17,6 +18,7 @@ __all__ = [
     "contact_sheet",
     "quicklook",
     "remove_leftovers",
+    "score_chart",
     "write_cog",
     "write_cog_blocks",
     "write_item",
