@@ -10,9 +10,11 @@ from geoeco.training.folds import Fold, block_folds, random_folds
 from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
 from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.scoring import scores
+from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
 
 __all__ = [
     "ChipDataset",
+    "ChipStatistics",
     "Fold",
     "FoldResult",
     "LocationBatches",
@@ -21,6 +23,7 @@ __all__ = [
     "ProbeResult",
     "ProbeTask",
     "block_folds",
+    "chip_statistics",
     "embed_chips",
     "evaluate",
     "knn_probe",
@@ -29,4 +32,5 @@ __all__ = [
     "location_weights",
     "random_folds",
     "scores",
+    "seco_eco_normalisation",
 ]

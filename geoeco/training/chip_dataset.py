@@ -234,6 +234,7 @@ class ChipDataset(NonGeoDataset):
 
     def _choose_bands(self, bands: Sequence[str] | None, stored: Sequence[str]) -> tuple[str, ...]:
         place = {name: position for position, name in enumerate(stored)}
+        self._ndvi_source = [place[name] for name in _NDVI_BANDS] if set(_NDVI_BANDS) <= set(place) else None
         self._ndvi: list[int] | None = None
         self._bands: slice | list[int]
         if bands is not None and NDVI in bands:
@@ -246,13 +247,39 @@ class ChipDataset(NonGeoDataset):
                     where=self.store,
                     what_to_do="leave ndvi out, or make chips with these bands",
                 )
-            self._ndvi = [place[name] for name in _NDVI_BANDS]
+            self._ndvi = self._ndvi_source
             bands = bands[:-1]
         chosen = _positions(bands, stored, "band", self.store) if bands is None or bands or not self._ndvi else []
         # a slice, where the bands follow one another, is not copied
         whole = chosen == list(range(min(chosen, default=0), min(chosen, default=0) + len(chosen)))
         self._bands = slice(chosen[0], chosen[-1] + 1) if whole and chosen else chosen
         return tuple(stored[i] for i in chosen) + ((NDVI,) if self._ndvi else ())
+
+    @property
+    def has_ndvi(self) -> bool:
+        """Whether the store has the bands that NDVI is made of, be it among `all_bands` or not."""
+        return self._ndvi_source is not None
+
+    def stored_chip(
+        self, position: int, season: int
+    ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16] | None] | None:
+        """One chip as stored: the bands ``(band, y, x)`` without NDVI, and red and near infrared where it has them.
+
+        Parameters
+        ----------
+        position, season : int
+            In `names` and `seasons`.
+
+        Returns
+        -------
+        tuple of numpy.ndarray, or None
+            int16 reflectance x 10 000 with -32768, whole chips; None where there is no chip.
+        """
+        reader = self._chunks()
+        chunk = self._chunk(reader, position, season, np.empty(reader.chunk, reader.dtype))
+        if chunk is None:
+            return None
+        return chunk[0, 0, self._bands], None if self._ndvi_source is None else chunk[0, 0, self._ndvi_source]
 
     def __len__(self) -> int:
         """Return the number of locations."""
