@@ -52,6 +52,9 @@ MEMORY_BYTES, MEMORY_BYTES_LAZY = 2 << 30, 256 << 20
 DEFAULT_LEVEL = 6
 # levels are read where they are made, in memory or beside the output; the sidecar is ours
 _GDAL = {"GDAL_MEM_ENABLE_OPEN": "YES", "GDAL_VRT_RAWRASTERBAND_ALLOWED_SOURCE": "ALL", "GDAL_PAM_ENABLED": "NO"}
+#: Pixels that GDAL reads at a time while it compresses, in bytes: its own choice is rows of blocks, and the compressing
+#: threads run out of work while one is read.
+_SWATH_BYTES = 4 << 20
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _SCRATCH = ".geoeco-"
 _RESERVED = ("TIFFTAG_", "STATISTICS_", "AREA_OR_POINT")
@@ -358,6 +361,8 @@ def write_cog_blocks(
 
     def fill(make: _Make) -> Planes:
         base = make((len(layout.bands), *layout.shape))
+        with _guard(target):
+            base.fill(layout.nodata)
         for window, values in blocks:
             _write_window(base, layout, window, np.asarray(values), target)
         return base
@@ -385,15 +390,18 @@ def _write_window(base: Planes, layout: Layout, window: Window, values: Array, p
 def _fill_from_arrays(arrays: Sequence[xr.DataArray], layout: Layout, make: _Make, threads: int, path: Path) -> Planes:
     shape = (len(layout.bands), *layout.shape)
     lazy = any(array.chunks is not None for array in arrays)
-    if len(arrays) == 1 and not lazy:
-        values = arrays[0].to_numpy()
-        values = values[np.newaxis] if values.ndim == 2 else values
-        if layout.fits_as_is(values.dtype) and not any(layout.flip) and values.flags.c_contiguous:
-            return MemoryPlanes(values)
-    base = make(shape)
     rows_of = arrays[0].chunks[-2] if arrays[0].chunks is not None else None
     cols_of = arrays[0].chunks[-1] if arrays[0].chunks is not None else None
     windows = list(product(_edges(rows_of, layout.shape[0], BLOCK), _edges(cols_of, layout.shape[1], layout.shape[1])))
+    if len(arrays) == 1 and not lazy:
+        values = arrays[0].to_numpy()
+        values = values[np.newaxis] if values.ndim == 2 else values
+        if values.dtype == layout.dtype and not any(layout.flip) and values.flags.c_contiguous:
+            with ThreadPoolExecutor(threads) as pool:
+                parts = (values[:, rows, cols] for rows, cols in windows)
+                if all(pool.map(lambda part: layout.encode(part) is part, parts)):
+                    return MemoryPlanes(values)
+    base = make(shape)
 
     def one(window: Window) -> None:
         parts = [array[..., window[0], window[1]].to_numpy() for array in arrays]
@@ -447,9 +455,9 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
 
     def make(shape: tuple[int, int, int]) -> Planes:
         if size <= wishes.memory_bytes:
-            return MemoryPlanes.filled(shape, layout.dtype, layout.nodata)
+            return MemoryPlanes.empty(shape, layout.dtype)
         with _guard(path):
-            return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.raw", shape, layout.dtype, layout.nodata)
+            return FilePlanes(scratch / f"{shape[1]}x{shape[2]}.raw", shape, layout.dtype)
 
     made = scratch / "cog.tif"
     _check_crs(layout, path)
@@ -469,7 +477,8 @@ def _write_in(scratch: Path, layout: Layout, fill: _Fill, path: Path, wishes: _W
         for planes in (base, *overviews):
             planes.close()
         vrt = vrt_xml(layout, base, overviews, statistics, counts, wishes.tags)
-        with rasterio.Env(**_GDAL):
+        block_bytes = len(layout.bands) * BLOCK * BLOCK * layout.dtype.itemsize
+        with rasterio.Env(**_GDAL, GDAL_SWATH_SIZE=max(_SWATH_BYTES, block_bytes)):
             rasterio.shutil.copy(vrt, str(made), driver="COG", **_creation_options(layout, wishes, bool(overviews)))
             _verify(made, layout, len(overviews), wishes.interleave, path)
     with _guard(path):

@@ -94,11 +94,6 @@ class Layout:
         """Whether every band has a wavelength."""
         return all(band.wavelength is not None for band in self.bands)
 
-    def fits_as_is(self, dtype: np.dtype[Any]) -> bool:
-        """Whether values of a data type are stored unchanged, bit for bit, with nodata where the file has it."""
-        same_nodata = self.source_nodata is None or self.source_nodata == self.nodata
-        return dtype == self.dtype and dtype.kind in "iu" and same_nodata and not self.scaled
-
     def encode(self, values: Array) -> Array:
         """Turn values into stored numbers.
 
@@ -116,26 +111,26 @@ class Layout:
             If a value is infinite, does not fit the data type, is no whole number where it must be, or is valid and
             equals the nodata value.
         """
-        if self.fits_as_is(values.dtype):
-            return values
         integers = values.dtype.kind in "iub"
+        missing: Array | None = None
         if values.dtype.kind == "M":
-            missing: Array | None = np.isnat(values)
+            missing = np.isnat(values)
             values = values.astype("datetime64[D]").astype(np.int64) - int(EPOCH.astype(np.int64))
         elif values.dtype.kind == "f":
-            missing = np.isnan(values)
-        elif integers:
-            missing = None
-            values = values.astype(np.uint8) if values.dtype.kind == "b" else values
-        else:
+            missing = self._not_numbers(values)
+        elif values.dtype.kind == "b":
+            values = values.astype(np.uint8)
+        elif not integers:
             raise InputError(f"variable {self.name!r} holds {values.dtype}, not numbers")
-        if self.source_nodata is not None:
+        # the nodata value of the source is that of the file: it stays as it is
+        kept = self.source_nodata == self.nodata and values.dtype == self.dtype and not self.scaled
+        if self.source_nodata is not None and not kept:
             declared = values == self.source_nodata
             missing = declared if missing is None else missing | declared
         if missing is not None and not missing.any():
             missing = None
         stored = self._fit(values if missing is None else np.where(missing, values.dtype.type(0), values))
-        if not integers or self.source_nodata is not None:
+        if not kept and (not integers or self.source_nodata is not None):
             clash = stored == self.dtype.type(self.nodata)
             if missing is not None:
                 clash &= ~missing
@@ -148,12 +143,23 @@ class Layout:
             stored[missing] = self.dtype.type(self.nodata)
         return stored
 
-    def _fit(self, values: Array) -> Array:
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+    def _not_numbers(self, values: Array) -> Array | None:
+        """Where a value is NaN; None if it is so nowhere."""
+        finite = np.isfinite(values)
+        if finite.all():
+            return None
+        missing: Array = np.isnan(values)
+        infinite = ~(finite | missing)
+        if self.source_nodata is not None:
+            infinite &= values != self.source_nodata
+        if infinite.any():
             raise InputError(
-                f"{int((~np.isfinite(values)).sum())} values of {self.name!r} are infinite",
+                f"{int(infinite.sum())} values of {self.name!r} are infinite",
                 what_to_do="mask them (NaN) where they arise",
             )
+        return missing
+
+    def _fit(self, values: Array) -> Array:
         if self.scaled:
             values = (values.astype(np.float64) - self.offset) / self.scale
         if values.dtype == self.dtype:

@@ -72,6 +72,10 @@ class Planes(Protocol):
         """Store the pixels of a window, ``(band, rows, cols)``."""
         ...
 
+    def fill(self, value: float) -> None:
+        """Store one value in all pixels."""
+        ...
+
     def source(self) -> str:
         """Name under which GDAL opens the level."""
         ...
@@ -90,9 +94,9 @@ class MemoryPlanes:
         self.dtype = values.dtype
 
     @classmethod
-    def filled(cls, shape: tuple[int, int, int], dtype: npt.DTypeLike, fill: float) -> MemoryPlanes:
-        """Make a level of one value."""
-        return cls(np.full(shape, fill, dtype))
+    def empty(cls, shape: tuple[int, int, int], dtype: npt.DTypeLike) -> MemoryPlanes:
+        """Make a level whose pixels are all still to be written."""
+        return cls(np.empty(shape, dtype))
 
     def read(self, rows: slice, cols: slice) -> Array:
         """Pixels of a window (a view)."""
@@ -102,6 +106,10 @@ class MemoryPlanes:
     def write(self, rows: slice, cols: slice, values: Array) -> None:
         """Store the pixels of a window."""
         self.values[:, rows, cols] = values
+
+    def fill(self, value: float) -> None:
+        """Store one value in all pixels."""
+        self.values.fill(value)
 
     def source(self) -> str:
         """Name under which GDAL opens the level (needs ``GDAL_MEM_ENABLE_OPEN=YES``)."""
@@ -116,20 +124,25 @@ class MemoryPlanes:
 
 
 class FilePlanes:
-    """A level in a raw file, for rasters larger than memory. Safe to use from several threads.
+    """A level in a raw file, for rasters larger than memory: all pixels are still to be written.
+
+    Safe to use from several threads.
 
     Plain file calls on purpose: they raise where the disk is full, which a GDAL dataset may keep to itself when it is
     closed; a memory map would end the process.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: npt.DTypeLike, fill: float) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: npt.DTypeLike) -> None:
         self.shape = shape
         self.dtype = np.dtype(dtype)
         self._path = path
         self._file = path.open("w+b", buffering=0)
-        bands, height, width = shape
+
+    def fill(self, value: float) -> None:
+        """Store one value in all pixels."""
+        bands, height, width = self.shape
         rows = max(1, _FILL_BYTES // (width * self.dtype.itemsize))
-        lines = np.full((min(rows, bands * height), width), fill, self.dtype)
+        lines = np.full((min(rows, bands * height), width), value, self.dtype)
         for start in range(0, bands * height, rows):
             self._put(lines[: min(rows, bands * height - start)], start * width)
 
@@ -199,39 +212,56 @@ def _corners(values: Array) -> tuple[Array, Array, Array, Array]:
     return values[:, ::2, ::2], values[:, ::2, 1::2], values[:, 1::2, ::2], values[:, 1::2, 1::2]
 
 
+def _replace(out: Array, values: Array, where: npt.NDArray[np.bool_]) -> None:
+    # by bits: NumPy has no fast masked copy of small integers
+    bits = where.astype(out.dtype)
+    np.negative(bits, out=bits)
+    bits &= out ^ values
+    out ^= bits
+
+
 def _mode(values: Array, nodata: float) -> Array:
     # a pair of equal pixels wins; of two pairs, or of four different pixels, the first in reading order
     a, b, c, d = (np.ascontiguousarray(corner) for corner in _corners(values))
     a_wins, b_wins, c_wins = (a == b) | (a == c) | (a == d), (b == c) | (b == d), c == d
-    none = values.dtype.type(nodata)
-    if (values == none).any():
-        a_wins &= a != none
-        b_wins &= b != none
-        c_wins &= c != none
-        mode = np.where(a != none, a, np.where(b != none, b, np.where(c != none, c, d)))
-    else:
+    valid = [corner != values.dtype.type(nodata) for corner in (a, b, c, d)]
+    if all(known.all() for known in valid):
         mode = a.copy()
-    np.copyto(mode, c, where=c_wins)
-    np.copyto(mode, b, where=b_wins)
-    np.copyto(mode, a, where=a_wins)
+    else:
+        a_wins &= valid[0]
+        b_wins &= valid[1]
+        c_wins &= valid[2]
+        mode = d.copy()
+        for corner, known in zip((c, b, a), valid[2::-1], strict=True):
+            _replace(mode, corner, known)
+    for corner, wins in ((c, c_wins), (b, b_wins), (a, a_wins)):
+        _replace(mode, corner, wins)
     return mode
 
 
 def _mean(values: Array, nodata: float) -> Array:
     corners = _corners(values)
-    wide = np.float64 if values.dtype.itemsize > 4 or values.dtype.kind != "f" else np.float32
-    total = np.zeros(corners[0].shape, wide)
-    count = np.zeros(corners[0].shape, np.uint8)
+    exact = values.dtype.itemsize <= 2 or values.dtype == np.float32
+    wide = np.float32 if exact else np.float64
     none = values.dtype.type(nodata)
-    for corner in corners:
-        valid = corner != none
-        np.add(total, corner, out=total, where=valid, casting="same_kind")
-        count += valid
-    mean = np.full(total.shape, nodata, wide)
-    np.divide(total, count, out=mean, where=count > 0)
+    total: Array
+    if (values == none).any():
+        count = np.zeros(corners[0].shape, np.uint8)
+        total = np.zeros(corners[0].shape, wide)
+        for corner in corners:
+            valid = corner != none
+            count += valid
+            total += np.multiply(corner, valid, dtype=wide)
+        total /= np.maximum(count, 1)
+        total[count == 0] = nodata
+    else:
+        total = np.add(corners[0], corners[1], dtype=wide)
+        total += corners[2]
+        total += corners[3]
+        total *= wide(0.25)
     if values.dtype.kind in "iu":
-        mean = np.rint(mean)
-    out: Array = mean.astype(values.dtype)
+        np.rint(total, out=total)
+    out: Array = total.astype(values.dtype, copy=False)
     return out
 
 
@@ -363,7 +393,7 @@ def build_overviews(
     base : Planes
         Full resolution.
     make : callable
-        Makes the empty level of a given shape.
+        Makes a level of a given shape, of which every pixel will be written.
     method : {"mode", "average", "nearest"}
     nodata : float
     histogram : bool

@@ -130,8 +130,8 @@ def test_levels_in_files_and_any_number_of_threads_give_the_same_pyramid(tmp_pat
 
         def make(shape, in_memory=in_memory, numbers=numbers):
             if in_memory:
-                return MemoryPlanes.filled(shape, np.uint16, 65535)
-            return FilePlanes(tmp_path / f"{next(numbers)}.raw", shape, np.uint16, 65535)
+                return MemoryPlanes.empty(shape, np.uint16)
+            return FilePlanes(tmp_path / f"{next(numbers)}.raw", shape, np.uint16)
 
         base = make(values.shape)
         base.write(slice(0, 1301), slice(100, 2501), values[..., 100:])
