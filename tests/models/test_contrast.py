@@ -60,7 +60,7 @@ def bare_heads(model: SeCo | MoCo) -> SeCo | MoCo:
     return model
 
 
-# --- the reference: momentum contrast in NumPy, gradients by hand ---------------------------------------------------
+# --- the reference: momentum contrast in NumPy, gradients by hand
 
 
 def branch(backbone: nn.Module, heads: nn.ModuleList) -> dict[str, np.ndarray]:
@@ -143,7 +143,7 @@ def test_losses_gradients_and_queues_equal_a_numpy_reference_over_five_steps(kin
         np.testing.assert_allclose(model.queue.numpy(), queues, rtol=0, atol=1e-5)
 
 
-# --- cases worked by hand ---------------------------------------------------------------------------------------------
+# --- cases worked by hand
 
 
 def test_negatives_of_each_head_by_hand():
@@ -232,7 +232,7 @@ def test_collapsed_features_score_no_success():
     assert loss.accuracy.dtype == torch.float32
 
 
-# --- state ----------------------------------------------------------------------------------------------------------
+# --- state
 
 
 def test_evaluation_changes_no_state():
@@ -285,7 +285,7 @@ def test_keys_are_shuffled_where_batches_are_split_and_come_back_in_order():
     assert orders[0] != orders[1] != orders[2]
 
 
-# --- formats, devices, compilers -----------------------------------------------------------------------------------
+# --- formats, devices, compilers
 
 
 def test_logits_and_queues_are_float32_under_autocast():
@@ -334,7 +334,7 @@ def test_a_step_on_cuda_equals_one_on_the_cpu():
     torch.testing.assert_close(on_cuda.queue.cpu(), model.queue, rtol=1e-4, atol=1e-4)
 
 
-# --- what heads learn -----------------------------------------------------------------------------------------------
+# --- what heads learn
 
 
 def test_two_heads_learn_to_ignore_the_date_and_one_keeps_it():
@@ -366,7 +366,7 @@ def test_two_heads_learn_to_ignore_the_date_and_one_keeps_it():
     assert likeness[2] < 0.8
 
 
-# --- settings and errors --------------------------------------------------------------------------------------------
+# --- settings and errors
 
 
 @pytest.mark.parametrize("kind", [SeCo, MoCo])
