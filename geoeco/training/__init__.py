@@ -11,17 +11,21 @@ from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_pr
 from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.scoring import scores
 from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
+from geoeco.training.views import FourViews, MoCoViews, SeasonViews
 
 __all__ = [
     "ChipDataset",
     "ChipStatistics",
     "Fold",
     "FoldResult",
+    "FourViews",
     "LocationBatches",
+    "MoCoViews",
     "ModelBundle",
     "Normalisation",
     "ProbeResult",
     "ProbeTask",
+    "SeasonViews",
     "block_folds",
     "chip_statistics",
     "embed_chips",
