@@ -5,13 +5,14 @@ from __future__ import annotations
 from geoeco.training.bundles import ModelBundle, Normalisation
 from geoeco.training.chip_dataset import ChipDataset
 from geoeco.training.embeddings import embed_chips, location_features
-from geoeco.training.evaluation import ProbeTask, evaluate
+from geoeco.training.evaluation import ProbeTask, evaluate, untrained
 from geoeco.training.folds import Fold, block_folds, random_folds
 from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
 from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.scoring import scores
 from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
 from geoeco.training.views import FourViews, MoCoViews, SeasonViews
+from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
 __all__ = [
     "ChipDataset",
@@ -19,6 +20,7 @@ __all__ = [
     "Fold",
     "FoldResult",
     "FourViews",
+    "LoadedWeights",
     "LocationBatches",
     "MoCoViews",
     "ModelBundle",
@@ -30,11 +32,14 @@ __all__ = [
     "chip_statistics",
     "embed_chips",
     "evaluate",
+    "hub_bundle",
     "knn_probe",
     "linear_probe",
+    "load_weights",
     "location_features",
     "location_weights",
     "random_folds",
     "scores",
     "seco_eco_normalisation",
+    "untrained",
 ]
