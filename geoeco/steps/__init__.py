@@ -7,6 +7,7 @@ from geoeco.steps.chips import ChipsVerb
 from geoeco.steps.cog import CogVerb
 from geoeco.steps.cube import CubeVerb
 from geoeco.steps.embed import EmbedVerb
+from geoeco.steps.evaluate import EvaluateVerb
 from geoeco.steps.layers import Layer, RasterVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.windows import WindowsVerb
@@ -14,7 +15,7 @@ from geoeco.steps.windows import WindowsVerb
 __all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
 
 registry = Registry()
-for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, EmbedVerb, CogVerb):
+for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, EmbedVerb, EvaluateVerb, CogVerb):
     registry.register(_verb)
 registry.load_entry_points()
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 import xarray as xr
 
+from geoeco import models
 from geoeco.cubes.shards import Objects
 from geoeco.errors import GeoecoError, InputError
 from geoeco.sampling import open_chips
@@ -27,7 +30,7 @@ from geoeco.training.folds import FOLDS, SEED, Fold, assert_apart, block_folds, 
 from geoeco.training.probes import ProbeResult, knn_probe, linear_probe
 from geoeco.training.scoring import TaskKind
 
-__all__ = ["ProbeTask", "evaluate"]
+__all__ = ["ProbeTask", "evaluate", "untrained"]
 
 Protocol = Literal["linear", "knn"]
 Split = Literal["random", "blocks"]
@@ -86,6 +89,26 @@ class _Problem:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def untrained(bundle: ModelBundle, *, seed: int, name: str = "random") -> ModelBundle:
+    """Give a model of the same architecture and input with weights as they are drawn: what training has to beat.
+
+    Parameters
+    ----------
+    bundle : ModelBundle
+    seed : int
+        Of the weights.
+    name : str
+        Of the new bundle, whose notes say that its weights are random.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = models.build(bundle.architecture, bundle.arguments)
+    weight = next(bundle.module.parameters(), None)
+    if weight is not None:
+        module.to(weight.device)
+    return replace(bundle, module=module, name=name, description="", training_hash="", notes={"weights": "random"})
+
+
 def evaluate(
     encoders: Mapping[str, ModelBundle],
     store: str | Path | Mapping[str, str | Path],
@@ -105,6 +128,7 @@ def evaluate(
     knn: Mapping[str, Any] | None = None,
     batch: int = 64,
     workers: int = 0,
+    threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Score encoders by probes of their frozen features.
 
@@ -143,6 +167,8 @@ def evaluate(
         Further arguments of the probes, for example ``{"max_epochs": 100}`` or ``{"k": 5}``.
     batch, workers : int
         As of `embed_chips`.
+    threads : int, optional
+        Of torch while it works; the last digits depend on it. As it is when not given.
 
     Returns
     -------
@@ -180,33 +206,36 @@ def evaluate(
     places = _common(seen)
     division = _Division(tuple(splits), folds, seed, block_m, buffer_m, extent, keep_duplicates_together)
     problems = [_problem(name, task, table, places, division) for name, task in asked.items()]
-    embedded = {
-        name: embed_chips(
-            bundle, stores[name], f"{where}/embeddings", seasons=_seasons(combine), batch=batch, workers=workers
-        )
-        for name, bundle in encoders.items()
-    }
-    finite = set.intersection(*(set(_features(found, combine)["name"].values) for found in embedded.values()))
-    if not finite >= {name for problem in problems for name in problem.names}:
-        # chips that are there but hold no valid pixel in the window that an encoder sees
-        places = places[places.index.isin(finite)]
-        problems = [_problem(name, task, table, places, division) for name, task in asked.items()]
-    rows: list[dict[str, Any]] = []
-    details: list[dict[str, Any]] = []
-    for encoder, found in embedded.items():
-        features = _features(found, combine)
-        position = {str(name): row for row, name in enumerate(features["name"].values)}
-        for problem in problems:
-            x = features.values[[position[name] for name in problem.names]]
-            for split, parts in problem.folds.items():
-                for protocol in protocols:
-                    result = _probe(protocol, x, problem, parts, seed, (linear if protocol == "linear" else knn) or {})
-                    about = {"encoder": encoder, "task": problem.name, "protocol": protocol, "split": split}
-                    rows += [
-                        {**about, "metric": metric, "mean": result.mean[metric], "sd": result.sd[metric], "n": n}
-                        for metric, n in result.n.items()
-                    ]
-                    details.append(about | _of_folds(result))
+    with _threads(threads):
+        embedded = {
+            name: embed_chips(
+                bundle, stores[name], f"{where}/embeddings", seasons=_seasons(combine), batch=batch, workers=workers
+            )
+            for name, bundle in encoders.items()
+        }
+        finite = set.intersection(*(set(_features(found, combine)["name"].values) for found in embedded.values()))
+        if not finite >= {name for problem in problems for name in problem.names}:
+            # chips that are there but hold no valid pixel in the window that an encoder sees
+            places = places[places.index.isin(finite)]
+            problems = [_problem(name, task, table, places, division) for name, task in asked.items()]
+        rows: list[dict[str, Any]] = []
+        details: list[dict[str, Any]] = []
+        for encoder, found in embedded.items():
+            features = _features(found, combine)
+            position = {str(name): row for row, name in enumerate(features["name"].values)}
+            for problem in problems:
+                x = features.values[[position[name] for name in problem.names]]
+                for split, parts in problem.folds.items():
+                    for protocol in protocols:
+                        result = _probe(
+                            protocol, x, problem, parts, seed, (linear if protocol == "linear" else knn) or {}
+                        )
+                        about = {"encoder": encoder, "task": problem.name, "protocol": protocol, "split": split}
+                        rows += [
+                            {**about, "metric": metric, "mean": result.mean[metric], "sd": result.sd[metric], "n": n}
+                            for metric, n in result.n.items()
+                        ]
+                        details.append(about | _of_folds(result))
     record = {
         "settings": asdict(division) | {"combine": combine, "linear": dict(linear or {}), "knn": dict(knn or {})},
         "encoders": {
@@ -220,6 +249,16 @@ def evaluate(
     objects.put(DETAILS, [_json(record)])
     objects.put(TABLE, [_json(rows)])
     return rows
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _probe(

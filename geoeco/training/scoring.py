@@ -119,12 +119,11 @@ def scores(
         "rmse": float(rmse.mean()),
     }
     if task == "regression" and predicted.shape[1] > 1:
-        labels = [str(name) for name in names] or [str(i) for i in range(predicted.shape[1])]
-        for position, label in enumerate(labels):
+        for position, name in enumerate(names or range(predicted.shape[1])):
             result |= {
-                f"r2:{label}": float(r2[position]),
-                f"mae:{label}": float(mae[position]),
-                f"rmse:{label}": float(rmse[position]),
+                f"r2:{name}": float(r2[position]),
+                f"mae:{name}": float(mae[position]),
+                f"rmse:{name}": float(rmse[position]),
             }
     return result
 
