@@ -17,10 +17,9 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from odc.geo.geobox import GeoBox
 
-from geoeco.cubes.reading import Raster, gdal_settings
+from geoeco.cubes.reading import Raster, gdal_env
 from geoeco.cubes.samplers import Sampler, Window, union
 from geoeco.cubes.scenes import SCL, Scene
 from geoeco.errors import ReadError
@@ -150,7 +149,7 @@ class Stack:
         self._settings = dict(mask) if isinstance(mask, Mapping) else {}
         self._radius = float(self._settings.get("radius_m", sentinel2.DILATION_RADIUS_M))
         self.sign = sign
-        self.settings = gdal_settings(cache_mib)
+        self._cache_mib = cache_mib
         self.pool = ThreadPoolExecutor(threads or available_threads())
         self._rasters: dict[tuple[str, str], Raster] = {}
         self._samplers: dict[tuple[Any, ...], Sampler] = {}
@@ -194,7 +193,7 @@ class Stack:
         geoboxes : sequence of odc.geo.geobox.GeoBox
             Grids whose windows in the file are wanted, one a shard.
         """
-        with rasterio.Env(**self.settings):
+        with gdal_env(self._cache_mib):
             for scene in (scene for day in self.days for scene in day):
                 try:
                     raster = self._raster(scene, band)
@@ -224,7 +223,7 @@ class Stack:
         wanted = [g for g, clear in zip(geoboxes, clears, strict=True) if clear is None or scene.id in clear.planes]
         if not wanted:
             return
-        with rasterio.Env(**self.settings):
+        with gdal_env(self._cache_mib):
             try:
                 raster = self._raster(scene, band)
                 window = union(self._window(raster, band, geobox) for geobox in wanted)
@@ -328,7 +327,7 @@ class Stack:
     def _classes_of_day(self, scenes: Sequence[Scene], geobox: GeoBox, out: UInt8) -> dict[str, UInt8]:
         planes: dict[str, UInt8] = {}
         taken = np.zeros(out.shape, np.bool_)
-        with rasterio.Env(**self.settings):
+        with gdal_env(self._cache_mib):
             for scene in scenes:
                 found = self._classes_of_scene(scene, geobox)
                 if found is None:
@@ -363,7 +362,7 @@ class Stack:
 
     def _band_of_day(self, scenes: Sequence[Scene], band: str, geobox: GeoBox, clear: Clear, out: Int16) -> int:
         count = 0
-        with rasterio.Env(**self.settings):
+        with gdal_env(self._cache_mib):
             for scene in scenes:
                 wanted = clear.of(scene)
                 if wanted is None:

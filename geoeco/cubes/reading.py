@@ -18,15 +18,31 @@ import rasterio
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioError
+from rasterio.session import DummySession
 from rasterio.windows import Window as RasterWindow
 
 from geoeco.cubes.samplers import Sampler, Window, make_sampler
 from geoeco.errors import ReadError, TransientError
 
-__all__ = ["Raster", "gdal_settings", "read_window"]
+__all__ = ["Raster", "gdal_env", "gdal_settings", "read_window"]
 
 #: Schemes that are read, and the scheme that rasterio knows them by.
 _SCHEMES = {"": "", "file": "", "http": "http", "https": "https", "s3": "s3", "gs": "gs", "az": "az"}
+
+
+def gdal_env(cache_mib: int = 64) -> rasterio.Env:
+    """Environment in which imagery is read: `gdal_settings`, and no session of a cloud until a file asks for one.
+
+    Without a session of its own rasterio would start one of boto3 for every environment, which takes longer than
+    reading a window, as soon as keys stand in the process's environment. `rasterio.open` still starts one for a file in
+    an object store.
+
+    Parameters
+    ----------
+    cache_mib : int
+        As of `gdal_settings`.
+    """
+    return rasterio.Env(session=DummySession(), **gdal_settings(cache_mib))
 
 
 def gdal_settings(cache_mib: int = 64, threads: int = 1) -> dict[str, str | int | bool]:
@@ -272,7 +288,7 @@ def read_window(
     GridError
         For rotated grids.
     """
-    with rasterio.Env(**gdal_settings()), opened(href, where=where, dtypes=dtypes) as raster:
+    with gdal_env(), opened(href, where=where, dtypes=dtypes) as raster:
         sampler = raster.sampler(geobox, resampling)
         fill = nodata if nodata is not None else (raster.nodata if raster.nodata is not None else 0)
         if sampler.window is None:

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pystac
-import rasterio
 import xarray as xr
 
 from geoeco.catalog import band_name
-from geoeco.cubes.reading import Raster, gdal_settings
+from geoeco.cubes.reading import Raster, gdal_env
 from geoeco.cubes.stores import class_attributes
 from geoeco.errors import InputError, ReadError
 from geoeco.sampling.images import (
@@ -257,7 +256,7 @@ class ChipReader:
         classes = job.band == "SCL"
         href = href_of(scene.item, job.band, self.method)
         where = f"item {scene.item.id}, asset {job.band}"
-        with rasterio.Env(**gdal_settings()):
+        with gdal_env():
             raster = Raster(href, where=where, dtypes=("uint8",) if classes else ("uint16",))
             try:
                 if classes:

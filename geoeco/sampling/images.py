@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pystac
-import rasterio
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
@@ -26,7 +25,7 @@ from pyproj import Transformer
 from scipy.optimize import linear_sum_assignment
 
 from geoeco.catalog import asset_for, sign
-from geoeco.cubes.reading import Raster, gdal_settings
+from geoeco.cubes.reading import Raster, gdal_env
 from geoeco.errors import CatalogError, InputError, ReadError
 from geoeco.sampling.circular import YEAR_DAYS
 from geoeco.sampling.footprints import chip_geobox
@@ -157,7 +156,7 @@ def _projection(item: pystac.Item, method: str | None) -> tuple[int, tuple[float
             affine = Affine(*(float(v) for v in transform[:6]))
             right, bottom = affine @ (float(shape[1]), float(shape[0]))
             return epsg, (affine.c, float(bottom), float(right), affine.f)
-    with rasterio.Env(**gdal_settings()):
+    with gdal_env():
         raster = Raster(href_of(item, "SCL", method), where=f"item {item.id}, asset SCL")
         try:
             right, bottom = raster.transform @ (raster.shape[1], raster.shape[0])
@@ -275,7 +274,7 @@ def _look(scene: Scene, geoboxes: Sequence[GeoBox], method: str | None) -> npt.N
     """Clear part and part without data of each patch in a scene, shape (patch, 2)."""
     grids = [_patch_classes(geobox) for geobox in geoboxes]
     result = np.empty((len(geoboxes), 2))
-    with rasterio.Env(**gdal_settings()):
+    with gdal_env():
         raster = Raster(href_of(scene.item, "SCL", method), where=f"item {scene.item.id}, asset SCL")
         try:
             for index, classes in read_patches(raster, [g for g, _ in grids], resampling="nearest", nodata=0):

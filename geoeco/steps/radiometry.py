@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 import pystac
-import rasterio
 import shapely
 
 from geoeco.catalog import asset_for, footprint, sign
-from geoeco.cubes import gdal_settings
+from geoeco.cubes import gdal_env
 from geoeco.cubes.reading import opened
 from geoeco.engine import Dropped, PlanContext, Task, TaskContext, TaskResult
 from geoeco.errors import CatalogError, ReadError
@@ -106,7 +105,7 @@ def outline(item: pystac.Item) -> shapely.Geometry:
 def _reader(item: pystac.Item, method: str | None) -> Callable[[str], npt.NDArray[Any]]:
     def read(band: str) -> npt.NDArray[Any]:
         href = sign(asset_for(item, band).href, method)
-        with rasterio.Env(**gdal_settings()), opened(href, where=f"item {item.id}, asset {band}") as raster:
+        with gdal_env(), opened(href, where=f"item {item.id}, asset {band}") as raster:
             return raster.coarse()
 
     return read

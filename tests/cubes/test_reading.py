@@ -351,3 +351,43 @@ def test_the_cache_setting_is_bytes_for_gdal_and_bounded():
     with rasterio.Env(**gdal_settings(cache_mib=48)):
         assert rasterio.env.getenv()["GDAL_CACHEMAX"] == 48 << 20
         assert rasterio._env.get_gdal_config("GDAL_CACHEMAX") == 48 << 20
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+
+def test_keys_in_the_environment_start_no_session_of_a_cloud_for_files(rasters, keys, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise AssertionError("a session was started")
+
+    monkeypatch.setattr(rasterio.session, "AWSSession", refuse)
+    path, _ = rasters[10]
+    assert np.isfinite(read_window(path, _grid("EPSG:32631", 10))).any()
+
+
+def test_an_asset_in_a_bucket_is_read_with_the_keys_of_the_environment(rasters, keys, monkeypatch):
+    boto3 = pytest.importorskip("boto3")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_S3_ENDPOINT": f"{host}:{port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_HTTPS": "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    path, _ = rasters[10]
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="scenes")
+    client.upload_file(path, "scenes", "B04.tif")
+    grid = _grid("EPSG:32631", 10)
+    try:
+        there = read_window("s3://scenes/B04.tif", grid)
+    finally:
+        server.stop()
+    np.testing.assert_array_equal(there, read_window(path, grid))
