@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 import xarray as xr
 
-from geoeco.errors import InputError
+from geoeco.errors import InputError, OutputError
 from geoeco.mapping.lattice import Lattice, Span
 from geoeco.training import ModelBundle
 from geoeco.training.chip_dataset import NDVI, ndvi_of
@@ -325,6 +325,13 @@ class Embedder:
         """Join the features of the periods ``(cell, feature)``; None for a period of which no cell has any."""
         cells = usable.shape[1]
         filled = [np.zeros((cells, self.length), np.float32) if one is None else one for one in by_period]
+        if not all(np.isfinite(one[there]).all() for one, there in zip(filled, usable, strict=True)):
+            raise OutputError(
+                "the model gives features that are not finite",
+                where=f"model {self.bundle.name or self.bundle.architecture}",
+                what_to_do="look at its training: it may have diverged",
+                code="model",
+            )
         if self.combine == "concat":
             joined = np.concatenate(filled, axis=1)
             joined[~usable.all(axis=0)] = np.nan
