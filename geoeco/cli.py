@@ -443,6 +443,20 @@ def demo_s2(
     out_console.print(str(catalog), soft_wrap=True, markup=False)
 
 
+@demo_app.command("chips")
+def demo_chips(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the world.")],
+    locations: Annotated[int, typer.Option("--locations", min=1, help="Number of places, all over the globe.")] = 1000,
+    size: Annotated[int, typer.Option("--size", min=8, help="Edge of a chip in pixels of 10 m.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")] = 42,
+) -> None:
+    """Write season chips of simulated places, by phenology and by the calendar, with labels: 500 MB by default."""
+    from geoeco.simulate import write_chip_world
+
+    world = write_chip_world(folder, locations=locations, size=size, seed=seed)
+    out_console.print(str(world), soft_wrap=True, markup=False)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine: packages, GDAL drivers, PROJ data, optional extras, temporary folder, memory."""
