@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from geoeco.outputs.classes import ClassEntry, ClassTable
-from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftovers, write_cog, write_cog_blocks
+from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftovers, write_cog
 from geoeco.outputs.contact_sheets import contact_sheet
 from geoeco.outputs.items import write_item
 from geoeco.outputs.preview import quicklook
@@ -20,6 +20,5 @@ __all__ = [
     "remove_leftovers",
     "score_chart",
     "write_cog",
-    "write_cog_blocks",
     "write_item",
 ]

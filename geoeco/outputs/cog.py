@@ -38,7 +38,7 @@ from geoeco.outputs.layout import Layout, bands_of, layout_of
 from geoeco.outputs.pyramid import BLOCK, BandStatistics, FilePlanes, MemoryPlanes, Planes, build_overviews
 from geoeco.outputs.styles import qml
 
-__all__ = ["CogRecord", "WrittenFile", "cog_record", "local_path", "remove_leftovers", "write_cog", "write_cog_blocks"]
+__all__ = ["CogRecord", "WrittenFile", "cog_record", "local_path", "remove_leftovers", "write_cog"]
 
 Array = npt.NDArray[Any]
 Window = tuple[slice, slice]
@@ -125,6 +125,16 @@ class _Wishes:
     style: bool
     tags: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        if self.compress not in COMPRESSIONS:
+            raise InputError(
+                f"unknown compression {self.compress!r}", what_to_do=f"use one of {', '.join(COMPRESSIONS)}"
+            )
+        if self.threads < 1:
+            raise InputError(f"threads must be at least 1, not {self.threads}")
+        if self.interleave not in (None, "pixel", "band"):
+            raise InputError(f"unknown interleave {self.interleave!r}", what_to_do="use 'pixel' or 'band'")
+
 
 def _software() -> str:
     try:
@@ -156,41 +166,15 @@ def _tags(
     return dict(sorted(out.items()))
 
 
-def _wishes(
-    layout: Layout,
-    *,
-    compress: str,
-    level: int | None,
-    threads: int | None,
-    memory_bytes: int,
-    interleave: str | None,
-    style: bool,
-    tags: Mapping[str, Any] | None,
-    description: str | None,
-    datetime: dt.datetime | None,
-) -> _Wishes:
-    if compress.upper() not in COMPRESSIONS:
-        raise InputError(f"unknown compression {compress!r}", what_to_do=f"use one of {', '.join(COMPRESSIONS)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be at least 1, not {threads}")
-    if interleave not in (None, "pixel", "band"):
-        raise InputError(f"unknown interleave {interleave!r}", what_to_do="use 'pixel' or 'band'")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return _Wishes(
-        compress.upper(),
-        level,
-        threads or available,
-        memory_bytes,
-        interleave,
-        style,
-        _tags(layout, tags, description, datetime),
-    )
+def _available_threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def write_cog(
     data: xr.DataArray | xr.Dataset,
     path: str | os.PathLike[str],
     *,
+    blocks: Iterable[tuple[Window, Any]] | None = None,
     classes: ClassTable | None = None,
     tags: Mapping[str, Any] | None = None,
     compress: str = "ZSTD",
@@ -230,6 +214,11 @@ def write_cog(
         ``fwhm`` (nm) along the band dimension are written as GDAL expects them.
     path : path-like
         Local path, ``.tif``; sidecars take its stem. An existing file is replaced, in one step.
+    blocks : iterable of ((slice, slice), array), optional
+        For a raster larger than memory: its values, one by one, in any order and of any size. Rows and columns in
+        `data`, and the values there, ``(y, x)`` or ``(band, y, x)``. Of `data` only form and attributes are used, so
+        it may be lazy and hold nothing. Pixels that no block covers are nodata; where blocks overlap, the later one
+        stays. The file has the same bytes as without.
     classes : ClassTable, optional
         Of a class map; by default its CF flags, and without those a table of the codes found.
     tags : mapping, optional
@@ -252,7 +241,7 @@ def write_cog(
         By default the processors this process may use. The bytes do not depend on it.
     memory_bytes : int, optional
         Rasters of more bytes than this, as stored, pass through files beside the output instead of memory (a third
-        more for their overviews). By default 2 GiB, for Dask arrays 256 MiB.
+        more for their overviews). By default 2 GiB, for Dask arrays and blocks 256 MiB.
 
     Returns
     -------
@@ -261,7 +250,7 @@ def write_cog(
     Raises
     ------
     InputError
-        If the data do not fit their kind, dtype, class table or nodata value.
+        If the data do not fit their kind, dtype, class table or nodata value, or a block does not fit its window.
     GridError
         If the CRS or the grid is missing, uneven or rotated.
     OutputError
@@ -275,97 +264,22 @@ def write_cog(
     need the ``.aux.xml`` to travel along.
     """
     arrays, target = bands_of(data), local_path(path)
-    lazy = any(array.chunks is not None for array in arrays)
+    lazy = blocks is not None or any(array.chunks is not None for array in arrays)
     layout = layout_of(data, classes=classes, dtype=dtype, nodata=nodata, scale=scale, offset=offset)
-    wishes = _wishes(
-        layout,
-        compress=compress,
+    wishes = _Wishes(
+        compress=compress.upper(),
         level=level,
-        threads=threads,
+        threads=_available_threads() if threads is None else threads,
         memory_bytes=memory_bytes if memory_bytes is not None else MEMORY_BYTES_LAZY if lazy else MEMORY_BYTES,
         interleave=interleave,
         style=style,
-        tags=tags,
-        description=description,
-        datetime=datetime,
+        tags=_tags(layout, tags, description, datetime),
     )
 
     def fill(make: _Make) -> Planes:
-        return _fill_from_arrays(arrays, layout, make, wishes.threads, target)
-
-    return _write(layout, fill, target, wishes)
-
-
-def write_cog_blocks(
-    template: xr.DataArray | xr.Dataset,
-    blocks: Iterable[tuple[Window, Any]],
-    path: str | os.PathLike[str],
-    *,
-    classes: ClassTable | None = None,
-    tags: Mapping[str, Any] | None = None,
-    compress: str = "ZSTD",
-    level: int | None = None,
-    nodata: float | None = None,
-    dtype: npt.DTypeLike | None = None,
-    scale: float | None = None,
-    offset: float | None = None,
-    description: str | None = None,
-    datetime: dt.datetime | None = None,
-    interleave: str | None = None,
-    style: bool = True,
-    threads: int | None = None,
-    memory_bytes: int | None = None,
-) -> CogRecord:
-    """Write a raster larger than memory from blocks that come one by one, in any order and of any size.
-
-    The file has the same bytes as `write_cog` gives for the whole raster.
-
-    Parameters
-    ----------
-    template : xarray.DataArray or xarray.Dataset
-        What `write_cog` would take; only its form and attributes are used, so it may be lazy and hold nothing.
-    blocks : iterable of ((slice, slice), array)
-        Rows and columns in the template, and the values there, ``(y, x)`` or ``(band, y, x)``. Pixels that no block
-        covers are nodata; where blocks overlap, the later one stays.
-    path : path-like
-    classes, tags, compress, level, nodata, dtype, scale, offset, description, datetime, interleave, style, threads
-        As in `write_cog`.
-    memory_bytes : int, optional
-        As in `write_cog`; 256 MiB by default.
-
-    Returns
-    -------
-    CogRecord
-
-    Raises
-    ------
-    InputError
-        As `write_cog`, and if a block does not fit its window or the template.
-    GridError, OutputError
-        As `write_cog`.
-    """
-    layout = layout_of(template, classes=classes, dtype=dtype, nodata=nodata, scale=scale, offset=offset)
-    wishes = _wishes(
-        layout,
-        compress=compress,
-        level=level,
-        threads=threads,
-        memory_bytes=MEMORY_BYTES_LAZY if memory_bytes is None else memory_bytes,
-        interleave=interleave,
-        style=style,
-        tags=tags,
-        description=description,
-        datetime=datetime,
-    )
-    target = local_path(path)
-
-    def fill(make: _Make) -> Planes:
-        base = make((len(layout.bands), *layout.shape))
-        with _guard(target):
-            base.fill(layout.nodata)
-        for window, values in blocks:
-            _write_window(base, layout, window, np.asarray(values), target)
-        return base
+        if blocks is None:
+            return _fill_from_arrays(arrays, layout, make, wishes.threads, target)
+        return _fill_from_blocks(blocks, layout, make, target)
 
     return _write(layout, fill, target, wishes)
 
@@ -385,6 +299,15 @@ def _write_window(base: Planes, layout: Layout, window: Window, values: Array, p
     stored = layout.encode(values)
     with _guard(path):
         base.write(slice(y0, y1), slice(x0, x1), stored)
+
+
+def _fill_from_blocks(blocks: Iterable[tuple[Window, Any]], layout: Layout, make: _Make, path: Path) -> Planes:
+    base = make((len(layout.bands), *layout.shape))
+    with _guard(path):
+        base.fill(layout.nodata)
+    for window, values in blocks:
+        _write_window(base, layout, window, np.asarray(values), path)
+    return base
 
 
 def _fill_from_arrays(arrays: Sequence[xr.DataArray], layout: Layout, make: _Make, threads: int, path: Path) -> Planes:

@@ -31,7 +31,7 @@ from geoeco.engine import (
     Verb,
 )
 from geoeco.errors import InputError
-from geoeco.outputs import quicklook, write_cog_blocks, write_item
+from geoeco.outputs import quicklook, write_cog, write_item
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, tiles
 
 __all__ = ["CogSettings", "CogVerb"]
@@ -110,10 +110,10 @@ class CogVerb(Verb):
         tags = {**payload["tags"], **known.get("tags", {})}
         sources = ["items.json", *known.get("derived_from", [])]
         start, end = (dt.datetime.fromisoformat(day) for day in payload["period"])
-        record = write_cog_blocks(
+        record = write_cog(
             data,
-            _windows(data),
             local,
+            blocks=_windows(data),
             compress=settings.compress,
             tags=tags,
             description=f"{context.recipe.name}: {payload['title']}",

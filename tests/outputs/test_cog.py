@@ -17,7 +17,7 @@ import xarray as xr
 from affine import Affine
 
 from geoeco.errors import GridError, InputError, OutputError
-from geoeco.outputs import ClassTable, cog_record, remove_leftovers, write_cog, write_cog_blocks
+from geoeco.outputs import ClassTable, cog_record, remove_leftovers, write_cog
 
 COVER = ClassTable.of({1: "wood & <hedge>", 2: "grass", 3: "maize", 4: "Gewässer", 5: "town"}, name="cover")
 KINDS = {
@@ -277,8 +277,11 @@ def test_bytes_do_not_depend_on_repeat_threads_blocks_or_laziness(raster, tmp_pa
         blocks = ((window, values[window]) for window in reversed(windows))
         assert (
             digests(
-                write_cog_blocks(
-                    array, blocks, tmp_path / f"d{size}{in_memory}" / "m.tif", memory_bytes=1 << 30 if in_memory else 0
+                write_cog(
+                    array,
+                    tmp_path / f"d{size}{in_memory}" / "m.tif",
+                    blocks=blocks,
+                    memory_bytes=1 << 30 if in_memory else 0,
                 )
             )
             == first
@@ -291,7 +294,7 @@ def test_bytes_do_not_depend_on_repeat_threads_blocks_or_laziness(raster, tmp_pa
 def test_what_no_block_covers_is_nodata(raster, tmp_path):
     template = raster(np.zeros((600, 700), np.float32))
     block = ((slice(10, 20), slice(30, 40)), np.full((10, 10), 2.0))
-    record = write_cog_blocks(template, [block], tmp_path / "a.tif")
+    record = write_cog(template, tmp_path / "a.tif", blocks=[block])
     assert record.statistics[0].valid == 100
     with rasterio.open(record.path) as src:
         assert (src.read(1)[10:20, 30:40] == 2).all()
@@ -302,7 +305,7 @@ def test_what_no_block_covers_is_nodata(raster, tmp_path):
 )
 def test_a_block_that_does_not_fit_its_window_is_refused(raster, tmp_path, window):
     with pytest.raises(InputError, match="does not fit"):
-        write_cog_blocks(raster(np.zeros((700, 700))), [(window, np.zeros((10, 10)))], tmp_path / "a.tif")
+        write_cog(raster(np.zeros((700, 700))), tmp_path / "a.tif", blocks=[(window, np.zeros((10, 10)))])
 
 
 # --- overviews ------------------------------------------------------------------------------------------------------
@@ -349,7 +352,7 @@ def test_rows_from_south_to_north_are_turned(raster, tmp_path):
     flipped = array.isel(y=slice(None, None, -1), x=slice(None, None, -1))
     assert write_cog(flipped, tmp_path / "b.tif").sha256 == write_cog(array, tmp_path / "a.tif").sha256
     block = [((slice(0, 2), slice(0, 4)), flipped.to_numpy()[:2]), ((slice(2, 3), slice(0, 4)), flipped.to_numpy()[2:])]
-    assert write_cog_blocks(flipped, block, tmp_path / "c.tif").sha256 == write_cog(array, tmp_path / "a.tif").sha256
+    assert write_cog(flipped, tmp_path / "c.tif", blocks=block).sha256 == write_cog(array, tmp_path / "a.tif").sha256
 
 
 def test_a_geographic_grid_keeps_longitude_first(tmp_path):
@@ -382,7 +385,7 @@ def test_a_crs_that_geotiff_cannot_hold_is_refused_before_any_work(raster, tmp_p
         yield
 
     with pytest.raises(OutputError, match="cannot hold the CRS"):
-        write_cog_blocks(raster(np.ones((5, 5)), crs=rotated), blocks(), tmp_path / "a.tif")
+        write_cog(raster(np.ones((5, 5)), crs=rotated), tmp_path / "a.tif", blocks=blocks())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -555,7 +558,7 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_output(raster, tmp_pa
         raise FileNotFoundError("the scene has gone")
 
     with pytest.raises(FileNotFoundError, match="the scene has gone"):
-        write_cog_blocks(raster(np.ones((5, 5))), blocks(), tmp_path / "a.tif")
+        write_cog(raster(np.ones((5, 5))), tmp_path / "a.tif", blocks=blocks())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -585,13 +588,13 @@ def test_an_old_sidecar_does_not_describe_a_new_file(raster, tmp_path):
 KILLED = """
 import os, signal, sys
 import numpy as np, xarray as xr
-from geoeco.outputs import write_cog_blocks
+from geoeco.outputs import write_cog
 array = xr.DataArray(np.zeros((9, 9)), dims=("y", "x"), coords={"y": -np.arange(9.), "x": np.arange(9.)}, name="v",
                      attrs={"kind": "continuous", "units": "1"}).rio.write_crs(32631)
 def blocks():
     yield (slice(0, 9), slice(0, 9)), np.zeros((9, 9))
     os.kill(os.getpid(), signal.SIGKILL)
-write_cog_blocks(array, blocks(), sys.argv[1])
+write_cog(array, sys.argv[1], blocks=blocks())
 """
 
 
