@@ -13,6 +13,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import xarray as xr
 from affine import Affine
 
@@ -128,6 +129,40 @@ def test_a_class_map_without_a_table_gets_one_of_its_codes(raster, tmp_path):
     assert record.classes.name == "cluster"
 
 
+def test_a_class_map_has_neither_unit_nor_scale_nor_statistics(raster, tmp_path):
+    record = write_cog(of_kind(raster, "class"), tmp_path / "a.tif", classes=COVER)
+    with rasterio.open(record.path) as src:
+        assert (src.units, src.scales, src.offsets) == ((None,), (1.0,), (0.0,))
+        assert [key for key in src.tags(1) if key.startswith("STATISTICS_")] == []
+
+
+@pytest.mark.parametrize("compress", ["ZSTD", "DEFLATE", "LZW", "NONE"])
+def test_any_compression_gives_the_same_pixels_and_numbers_are_predicted(raster, tmp_path, compress):
+    array = of_kind(raster, "continuous")
+    for name, storage, predictor in (("float", {}, "3"), ("whole", {"scale": 0.5}, "2")):
+        plain = write_cog(array, tmp_path / f"{name}.tif", **storage)
+        other = write_cog(array, tmp_path / f"{name}2.tif", compress=compress.lower(), **storage)
+        with rasterio.open(plain.path) as src, rasterio.open(other.path) as dst:
+            assert np.array_equal(src.read(), dst.read())
+            structure = dst.tags(ns="IMAGE_STRUCTURE")
+        packed = compress != "NONE"
+        assert structure.get("COMPRESSION") == (compress if packed else None)
+        assert structure.get("PREDICTOR") == (predictor if packed else None)
+
+
+def test_embeddings_of_eight_bits_keep_their_scale(raster, tmp_path):
+    values = np.random.default_rng(0).uniform(-1, 1, (6, 40, 50))
+    values[:, :3] = np.nan
+    record = write_cog(raster(values, name="embedding"), tmp_path / "a.tif", dtype="int8", scale=1 / 127)
+    assert (record.dtype, record.nodata) == ("int8", -128)
+    with rasterio.open(record.path) as src:
+        assert set(src.nodatavals) == {-128}
+        assert src.scales == pytest.approx((1 / 127,) * 6)
+        back = src.read(masked=True) / 127
+    assert np.abs(back - values).max() <= 0.5001 / 127
+    assert np.array_equal(np.ma.getmaskarray(back), np.isnan(values))
+
+
 def test_the_dataset_of_one_unit_becomes_bands_and_others_are_refused(raster, tmp_path):
     mean, std = raster(np.ones((9, 9))).rename("lma_mean"), raster(np.ones((9, 9))).rename("lma_std")
     record = write_cog(xr.Dataset({"lma_mean": mean, "lma_std": std}), tmp_path / "a.tif")
@@ -165,6 +200,16 @@ def test_a_class_map_opens_right_with_an_old_gdal(raster, patches, tmp_path):
     assert columns["Class"] == ("2", "2")
     assert columns["Count"] == ("0", "1")
     assert [columns[name][1] for name in ("Red", "Green", "Blue")] == ["6", "7", "8"]
+
+
+def test_the_gdal_that_writes_sees_names_and_attribute_table_once(raster, patches, tmp_path):
+    # it finds the table in the TIFF and in the sidecar; a virtual raster tells what it makes of both
+    record = write_cog(raster(patches(), kind="class"), tmp_path / "cover.tif", classes=COVER)
+    rasterio.shutil.copy(str(record.path), str(tmp_path / "seen.vrt"), driver="VRT")
+    seen = ET.parse(tmp_path / "seen.vrt").getroot()
+    assert [c.text or "" for c in seen.iter("Category")] == ["", *COVER.names]
+    assert len(list(seen.iter("GDALRasterAttributeTable"))) == 1
+    assert [row.findall("F")[2].text for row in seen.iter("Row")] == list(COVER.names)
 
 
 def test_a_trait_map_opens_right_with_an_old_gdal(raster, tmp_path):
