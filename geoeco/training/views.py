@@ -65,6 +65,8 @@ class _DateViews(nn.Module):
         _check_settings(self.settings)
         self._places = {band: place for place, band in enumerate(bands)}
         self._recomputes = NDVI in self._places and ndvi == "recompute"
+        sources = [band for band in (RED, NIR) if band in self._places] or [band for band in bands if band != NDVI]
+        self._index_sources = [self._places[band] for band in sources] if NDVI in self._places else []
         coloured = torch.tensor([band != NDVI or ndvi == "jitter" for band in bands])
         self.register_buffer("_coloured", coloured.view(-1, 1, 1), persistent=False)
         self._blur_radius = math.ceil(3 * blur_sigma[1])
@@ -116,13 +118,18 @@ class _DateViews(nn.Module):
             )
         return image.float()
 
-    def _plain(self, image: Tensor) -> Tensor:
-        return self._with_ndvi(self._crop(image))
-
     def _augmented(self, image: Tensor) -> Tensor:
-        known = (image != 0).any(1, keepdim=True)
+        known = self._known(image)
         blurred = self._blur(self._recoloured(image, known)) * known
-        return self._with_ndvi(self._crop(self._flip(blurred)))
+        augmented: Tensor = self._crop(self._flip(blurred))
+        return augmented
+
+    def _known(self, image: Tensor) -> Tensor:
+        """Return where each band ``(N, band, y, x)`` has data; the index has it where its bands have."""
+        known = image != 0
+        if self._index_sources:
+            known[:, self._places[NDVI]] = known[:, self._index_sources].all(1)
+        return known
 
     def _recoloured(self, image: Tensor, known: Tensor) -> Tensor:
         colour = self.settings["colour"]
@@ -136,15 +143,15 @@ class _DateViews(nn.Module):
         recoloured = ((image - mean) * contrast + mean) * brightness * known
         coloured = self.get_buffer("_coloured")
         mean_band = (recoloured * coloured).sum(1, keepdim=True) / coloured.sum()
-        return torch.where(coloured, torch.where(greyed, mean_band, recoloured), image)
-
-    def _with_ndvi(self, image: Tensor) -> Tensor:
+        recoloured = torch.where(coloured, torch.where(greyed, mean_band, recoloured), image)
         if self._recomputes:
             # jitter may have brought dark bands below zero, where the index means nothing
-            red, nir = (image[:, self._places[band]].clamp(min=0) for band in (RED, NIR))
+            red, nir = (recoloured[:, self._places[band]].clamp(min=0) for band in (RED, NIR))
             total = red + nir
-            image[:, self._places[NDVI]] = torch.where(total > 0, (nir - red) / total, 0.0)
-        return image
+            # a band without data does not count as dark
+            index = torch.where(known[:, self._places[NDVI]] & (total > 0), (nir - red) / total, 0.0)
+            recoloured[:, self._places[NDVI]] = index
+        return recoloured
 
 
 class SeasonViews(_DateViews):
@@ -172,10 +179,11 @@ class SeasonViews(_DateViews):
     scale : tuple of float
         Smallest and largest area of a crop, as a share of the image.
     ndvi : {"recompute", "jitter", "leave"}
-        What becomes of the band ``"ndvi"``. ``"recompute"``: in all views it is the index of the view's own B04 and B08
-        (0 where both are 0, negative reflectance counted as 0), so that the colours of a view agree with each other; in
-        a grey view it is 0, as the index of equal bands is. ``"jitter"``: it is treated as reflectance, as SSL4Eco's
-        code does. ``"leave"``: colours leave it as it is, in grey views too.
+        What becomes of the band ``"ndvi"`` where colours change. ``"recompute"``: it is the index of the changed B04
+        and B08 (0 where both are 0, negative reflectance counted as 0), so that a view's colours agree with each other;
+        in a grey view it is 0, as the index of equal bands is. ``"jitter"``: it is treated as reflectance, as
+        SSL4Eco's code does. ``"leave"``: it stays as it is, in grey views too. Blur, flips and crops treat it as any
+        band.
     colour : float
         Brightness and contrast are multiplied by values between 1 - `colour` and 1 + `colour`.
     colour_probability, grey_probability, blur_probability, flip_probability : float
@@ -195,10 +203,10 @@ class SeasonViews(_DateViews):
 
     Notes
     -----
-    Pixels that are 0 in all bands are without data: they do not count in the mean about which contrast is changed, and
-    stay 0 through colours and blur. All draws come from torch's generator of the CPU; `torch.manual_seed` before a call
-    repeats it, on any device to rounding. Views are made in float32 whatever autocast says, without gradients, in
-    training and evaluation alike.
+    A band that is exactly 0 is without data there: such pixels do not count in the mean about which contrast is
+    changed, and stay 0 through colours and blur. All draws come from torch's generator of the CPU;
+    `torch.manual_seed` before a call repeats it, on any device to rounding. Views are made in float32 whatever
+    autocast says, without gradients, in training and evaluation alike.
 
     References
     ----------
@@ -228,7 +236,7 @@ class SeasonViews(_DateViews):
         """
         first, second, third = self._dates(image, 3)[:, :3].unbind(1)
         with torch.autocast(image.device.type, enabled=False):
-            return FourViews(self._plain(first), self._augmented(second), self._plain(third), self._augmented(first))
+            return FourViews(self._crop(first), self._augmented(second), self._crop(third), self._augmented(first))
 
 
 class MoCoViews(_DateViews):
