@@ -192,7 +192,7 @@ def bands_of(data: xr.DataArray | xr.Dataset) -> list[xr.DataArray]:
     Raises
     ------
     InputError
-        If it is empty, has more dimensions, or mixes kinds, units or nodata values.
+        If it is empty, has more dimensions, or mixes kinds, units, nodata values, CRSs or data types.
     """
     if isinstance(data, xr.DataArray):
         if data.ndim not in (2, 3):
@@ -217,6 +217,12 @@ def bands_of(data: xr.DataArray | xr.Dataset) -> list[xr.DataArray]:
                 f"the variables of the Dataset differ in {key}: {', '.join(sorted(values))}",
                 what_to_do="write one file per kind, unit and nodata value, and link them in one STAC item",
             )
+    # each variable may name a grid mapping of its own
+    if len({str(variable.rio.crs) for variable in variables}) > 1:
+        raise InputError(
+            "the variables of the Dataset differ in CRS",
+            what_to_do="bring them to one grid (odc.reproject), or write several files",
+        )
     if len({variable.dtype for variable in variables}) > 1:
         raise InputError(
             "the variables of the Dataset differ in data type", what_to_do="convert them to one, or write several files"

@@ -171,6 +171,9 @@ def test_the_dataset_of_one_unit_becomes_bands_and_others_are_refused(raster, tm
         write_cog(xr.Dataset({"a": mean, "b": std.assign_attrs(units="m")}), tmp_path / "b.tif")
     with pytest.raises(InputError, match="differ in kind"):
         write_cog(xr.Dataset({"a": mean, "b": std.assign_attrs(kind="count")}), tmp_path / "b.tif")
+    elsewhere = std.drop_vars("spatial_ref").rio.write_crs(32632, grid_mapping_name="other")
+    with pytest.raises(InputError, match="differ in CRS"):
+        write_cog(xr.Dataset({"a": mean, "b": elsewhere}), tmp_path / "b.tif")
     assert not (tmp_path / "b.tif").exists()
 
 
