@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from harness import Contender, compare
+from imagery import write_band
 
 TILE, LOCATIONS, SIZE, THREADS = 10980, 100, 264, 2
 RESOLUTIONS = {
@@ -38,9 +39,6 @@ FILL, OFFSET = -32768, 1000
 
 def prepare(folder: Path) -> dict[str, Any]:
     import pystac
-    import rasterio
-    import rasterio.shutil
-    from affine import Affine
     from odc.geo.geom import box
     from scipy.ndimage import gaussian_filter
 
@@ -56,22 +54,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     def write(path: Path, piece_pixels: np.ndarray, resolution: int) -> None:
         side = TILE * 10 // resolution
         pixels = np.tile(piece_pixels, (-(-side // len(piece_pixels)),) * 2)[:side, :side]
-        with (
-            rasterio.MemoryFile() as memory,
-            memory.open(
-                driver="GTiff",
-                width=side,
-                height=side,
-                count=1,
-                dtype=pixels.dtype,
-                crs=CRS,
-                transform=Affine(resolution, 0, LEFT, 0, -resolution, TOP),
-                nodata=0,
-            ) as plain,
-        ):
-            plain.write(pixels, 1)
-            options = {"COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": "1024", "OVERVIEWS": "NONE"}
-            rasterio.shutil.copy(plain, path, driver="COG", NUM_THREADS="2", LEVEL="6", **options)
+        write_band(path, pixels, crs=CRS, corner=(LEFT, TOP), resolution=resolution, block=1024, level=6)
 
     items, size = [], 0
     for number, day in enumerate(DAYS):
@@ -241,7 +224,7 @@ def _rasterio_chips(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _write_zarr(folder: Path, chips: np.ndarray, scl: np.ndarray) -> None:
     import zarr
-    from zarr.codecs import ZstdCodec
+    from zarr.codecs import BloscCodec
 
     out = Path(tempfile.mkdtemp(dir=folder))
     try:
@@ -254,7 +237,7 @@ def _write_zarr(folder: Path, chips: np.ndarray, scl: np.ndarray) -> None:
                 shards=(50, 1, *values.shape[2:]),
                 dtype=values.dtype,
                 fill_value=FILL if name == "chips" else 0,
-                compressors=ZstdCodec(level=1),
+                compressors=BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
             )
             for start in range(0, len(values), 50):
                 for season in range(len(SEASONS)):

@@ -80,12 +80,13 @@ class Result:
     cpu_s: list[float] = field(default_factory=list)
     peak_mib: list[float] = field(default_factory=list)
     extra_mib: list[float] = field(default_factory=list)
+    load: list[float] = field(default_factory=list)
     scale: float = 1.0
     facts: dict[str, Any] = field(default_factory=dict)
     left_out: str = ""
 
     def median(self, what: str) -> float:
-        """Median over the rounds of ``wall_s``, ``cpu_s``, ``peak_mib`` or ``extra_mib``."""
+        """Median over the rounds of ``wall_s``, ``cpu_s``, ``peak_mib``, ``extra_mib`` or ``load``."""
         values = getattr(self, what)
         return float(statistics.median(values)) if values else float("nan")
 
@@ -140,13 +141,21 @@ def _measure(contender: Contender, folder: Path) -> dict[str, Any]:
         # 5 resets the high-water mark of the resident set, so that imports and warm-up do not count (proc(5))
         Path("/proc/self/clear_refs").write_text("5")
     before = _status_mib("VmRSS") if linux else 0.0
+    load = os.getloadavg()[0]
     cpu = _cpu_seconds()
     start = time.perf_counter()
     facts = contender.run(state)
     wall = time.perf_counter() - start
     cpu = _cpu_seconds() - cpu
     peak = _status_mib("VmHWM") if linux else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"wall_s": wall, "cpu_s": cpu, "peak_mib": peak, "extra_mib": peak - before, "facts": facts or {}}
+    return {
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "peak_mib": peak,
+        "extra_mib": peak - before,
+        "load": load,
+        "facts": facts or {},
+    }
 
 
 def _missing(contender: Contender) -> str:
@@ -235,6 +244,7 @@ def compare(
                 result.cpu_s.append(taken["cpu_s"] * contender.scale)
                 result.peak_mib.append(taken["peak_mib"])
                 result.extra_mib.append(taken["extra_mib"])
+                result.load.append(taken["load"])
                 result.facts = result.facts or taken["facts"]
     finally:
         if temporary:
@@ -253,10 +263,11 @@ def compare(
                 "name": r.name,
                 "left_out": r.left_out,
                 "scale": r.scale,
-                "median": {what: r.median(what) for what in ("wall_s", "cpu_s", "peak_mib", "extra_mib")},
+                "median": {what: r.median(what) for what in ("wall_s", "cpu_s", "peak_mib", "extra_mib", "load")},
                 "wall_s": r.wall_s,
                 "cpu_s": r.cpu_s,
                 "peak_mib": r.peak_mib,
+                "load": r.load,
                 "facts": r.facts,
             }
             for r in results
@@ -273,7 +284,8 @@ def _table(title: str, results: Sequence[Result]) -> str:
     yardstick = next((r.median("wall_s") for r in results if not r.left_out), float("nan"))
     lines = [
         title,
-        f"{'contender':<{width}}  {'wall s':>9} {'times':>7} {'cpu s':>9} {'peak MiB':>9} {'extra MiB':>10}  facts",
+        f"{'contender':<{width}}  {'wall s':>9} {'times':>7} {'cpu s':>9} {'peak MiB':>9} {'extra MiB':>10} "
+        f"{'load':>5}  facts",
     ]
     for r in results:
         if r.left_out:
@@ -287,6 +299,6 @@ def _table(title: str, results: Sequence[Result]) -> str:
         wall = r.median("wall_s")
         lines.append(
             f"{r.name:<{width}}  {wall:9.3f} {wall / yardstick:7.2f} {r.median('cpu_s'):9.3f} "
-            f"{r.median('peak_mib'):9.0f} {r.median('extra_mib'):10.0f}  {told}"
+            f"{r.median('peak_mib'):9.0f} {r.median('extra_mib'):10.0f} {r.median('load'):5.1f}  {told}"
         )
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from harness import Contender, compare
+from imagery import write_band
 
 DATES, SIZE = 24, 2048
 BANDS = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12")
@@ -44,9 +45,6 @@ def _days() -> list[dt.datetime]:
 
 def prepare(folder: Path) -> dict[str, Any]:
     import pystac
-    import rasterio
-    import rasterio.shutil
-    from affine import Affine
     from odc.geo.geom import box
     from scipy.ndimage import gaussian_filter, zoom
 
@@ -58,24 +56,6 @@ def prepare(folder: Path) -> dict[str, Any]:
     fields = np.round(gaussian_filter(rng.normal(size=(SIZE, SIZE)), 16) * 60) * 220
     texture = gaussian_filter(rng.normal(size=(SIZE, SIZE)), 1.2) * 350
     ground = box(LEFT, TOP - 10 * SIZE, LEFT + 10 * SIZE, TOP, CRS).to_crs("EPSG:4326")
-
-    def write(path: Path, pixels: np.ndarray, resolution: int) -> None:
-        with (
-            rasterio.MemoryFile() as memory,
-            memory.open(
-                driver="GTiff",
-                width=pixels.shape[1],
-                height=pixels.shape[0],
-                count=1,
-                dtype=pixels.dtype,
-                crs=CRS,
-                transform=Affine(resolution, 0, LEFT, 0, -resolution, TOP),
-                nodata=0,
-            ) as plain,
-        ):
-            plain.write(pixels, 1)
-            options = {"COMPRESS": "DEFLATE", "PREDICTOR": "YES", "BLOCKSIZE": "512", "OVERVIEWS": "NONE"}
-            rasterio.shutil.copy(plain, str(path), driver="COG", **options)
 
     def one(day: dt.datetime, seed: int) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
@@ -107,7 +87,8 @@ def prepare(folder: Path) -> dict[str, Any]:
                 values += np.where(cloud >= 8, 3500, 0) + OFFSET
                 pixels = np.clip(values, 1, 65535).astype(np.uint16)
                 pixels[cloud == 0] = 0
-            write(target / f"{band}.tif", pixels, 10 * step)
+            path = target / f"{band}.tif"
+            write_band(path, pixels, crs=CRS, corner=(LEFT, TOP), resolution=10 * step, block=512, level=6)
             shape, transform = list(pixels.shape), [10 * step, 0, LEFT, 0, -10 * step, TOP]
             item.add_asset(
                 band,
