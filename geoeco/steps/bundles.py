@@ -4,14 +4,99 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, Self
 
 from geoeco.cubes.shards import Objects
-from geoeco.engine import PlanContext, RunContext, TaskContext
+from geoeco.engine import PlanContext, RunContext, TaskContext, Verb
 from geoeco.errors import InputError
 
-__all__ = ["bundle_digest", "bundle_size", "bundle_url", "is_step"]
+__all__ = [
+    "ACTIVATION_BYTES",
+    "LIBRARIES_BYTES",
+    "ModelVerb",
+    "PlannedModel",
+    "bundle_digest",
+    "bundle_item",
+    "bundle_url",
+    "is_step",
+]
 
 _ITEM = "mlm.json"
+#: What torch, timm and the rest of the extra ml take once they are imported; an upper bound, which a test measures.
+LIBRARIES_BYTES = 1024 * 2**20
+#: What a network of usual make holds at once in evaluation, bytes for each pixel of an image of a batch.
+ACTIVATION_BYTES = 640
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """What is known of a model when a run is planned, before its weights are read or even made.
+
+    Attributes
+    ----------
+    name : str
+    bands : tuple of str
+        Of its input, in order.
+    units : str
+    resolution : float
+        Metres.
+    size : int
+        Pixels along a side of the windows that it is trained on.
+    task : str
+    features : int
+        Length of its output.
+    weight_bytes : int
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    units: str
+    resolution: float
+    size: int
+    task: str
+    features: int
+    weight_bytes: int
+
+    @classmethod
+    def read(cls, url: str) -> Self:
+        """Read it from the item of a bundle.
+
+        Raises
+        ------
+        InputError
+            If there is no bundle, or its item is not one that geoeco wrote.
+        """
+        content = bundle_item(url)
+        try:
+            properties = json.loads(content)["properties"]
+            record = properties["geoeco:bundle"]
+            return cls(
+                str(record["name"] or record["architecture"]),
+                tuple(str(band) for band in record["bands"]),
+                str(record["units"]),
+                float(record["resolution"]),
+                int(record["size"]),
+                str(record["task"]),
+                int(properties["mlm:output"][0]["result"]["shape"][1]),
+                int(properties["mlm:memory_size"]),
+            )
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{_ITEM} is not the item of a bundle: {type(error).__name__}: {error}",
+                where=url,
+                what_to_do="name the folder of a bundle that geoeco wrote",
+                code="bundle",
+            ) from error
+
+
+class ModelVerb(Verb):
+    """A verb that leaves a model bundle in the folder ``bundle`` of its step."""
+
+    @abstractmethod
+    def model(self, settings: Any, context: PlanContext) -> PlannedModel:
+        """What the model will be; known when planning."""
 
 
 def is_step(name: str, context: PlanContext | RunContext | TaskContext) -> bool:
@@ -32,29 +117,17 @@ def bundle_digest(url: str) -> str:
     InputError
         If there is no bundle.
     """
-    return hashlib.sha256(_item(url)).hexdigest()
+    return hashlib.sha256(bundle_item(url)).hexdigest()
 
 
-def bundle_size(url: str) -> int:
-    """Pixels along a side of the windows that a bundle's model takes.
+def bundle_item(url: str) -> bytes:
+    """Content of a bundle's item.
 
     Raises
     ------
     InputError
         If there is no bundle.
     """
-    try:
-        return int(json.loads(_item(url))["properties"]["geoeco:bundle"]["size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{_ITEM} is not the item of a bundle: {type(error).__name__}: {error}",
-            where=url,
-            what_to_do="name the folder of a bundle that geoeco wrote",
-            code="bundle",
-        ) from error
-
-
-def _item(url: str) -> bytes:
     content = Objects(url.rstrip("/")).get(_ITEM)
     if content is None:
         raise InputError(

@@ -24,7 +24,6 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geoeco.cubes import create_rasters, cube_layout, open_cube, open_rasters, solar_days, write_rasters
-from geoeco.cubes.shards import Objects
 from geoeco.engine import (
     Output,
     PlanContext,
@@ -40,6 +39,16 @@ from geoeco.engine import (
 from geoeco.errors import InputError
 from geoeco.outputs import quicklook
 from geoeco.sampling import points_from_table
+from geoeco.steps.bundles import (
+    ACTIVATION_BYTES,
+    LIBRARIES_BYTES,
+    ModelVerb,
+    PlannedModel,
+    bundle_digest,
+    bundle_item,
+    bundle_url,
+    is_step,
+)
 from geoeco.steps.cube import CubeSettings, cube_store
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
 from geoeco.variables import describe
@@ -59,10 +68,6 @@ Span = tuple[int, int]
 FIT, PROFILES, MODEL = "fit.safetensors", "layers.json", "model.json"
 #: Bands of one file of features: with more, the tiles of a GeoTIFF would be too large to read one pixel.
 BANDS_PER_FILE = 64
-#: What torch, timm and the rest of the extra ml take once they are imported; an upper bound, which a test measures.
-LIBRARIES_BYTES = 1024 * 2**20
-#: What a network of usual make holds at once in evaluation, bytes for each pixel of an image of a batch.
-ACTIVATION_BYTES = 640
 #: A shard of the map holds at most this much, where that is possible.
 SHARD_BYTES = 32 * 2**20
 #: Pixels along each side of the piece of a cube whose series are in memory at once.
@@ -136,9 +141,9 @@ class EmbedVerb(RasterVerb):
 
     def fingerprint(self, settings: EmbedSettings, context: PlanContext) -> Mapping[str, Any]:
         """Digest of the bundle where it is no step of the recipe; its item holds those of its files."""
-        if _is_step(settings, context):
+        if is_step(settings.bundle, context):
             return {}
-        return {"bundle": hashlib.sha256(_item(context.path(settings.bundle))).hexdigest()}
+        return {"bundle": bundle_digest(context.path(settings.bundle))}
 
     def plan(self, settings: EmbedSettings, context: PlanContext) -> tuple[Stage, ...]:
         """Composites of each block of the cube, one fit, and the blocks of the map."""
@@ -162,7 +167,7 @@ class EmbedVerb(RasterVerb):
             )
             for task, block in sources
         )
-        bundle = context.step(settings.bundle).tasks if _is_step(settings, context) else ()
+        bundle = context.step(settings.bundle).tasks if is_step(settings.bundle, context) else ()
         fit = Task(
             f"{settings.step}/fit/all",
             payload={"bands": bands, "places": places},
@@ -207,10 +212,10 @@ class EmbedVerb(RasterVerb):
         cube = context.plan.step(settings.cube, verb="cube")
         assert isinstance(cube.settings, CubeSettings), "the verb cube has these settings"
         assert context.geobox is not None, "plan has checked the grid"
-        url = _bundle_url(settings, context)
+        url = bundle_url(settings.bundle, context)
         bundle = _bundle(url, settings.device)
         check_model(bundle, cube.settings.bands, context.geobox)
-        model = _Model.of_item(_item(url), url)
+        model = PlannedModel.read(url)
         blocks = [task for task in context.step.tasks if task.stage == "blocks"]
         create_rasters(
             context.store.url(_composite_store(context.folder)),
@@ -262,7 +267,9 @@ class EmbedVerb(RasterVerb):
         names = [name for name, _, _ in _places(settings, context, lattice)]
         return _layers(settings, _features(settings, model), names)
 
-    def _checked(self, settings: EmbedSettings, context: PlanContext, cube: PlannedStep, model: _Model) -> Lattice:
+    def _checked(
+        self, settings: EmbedSettings, context: PlanContext, cube: PlannedStep, model: PlannedModel
+    ) -> Lattice:
         """Refuse what can be known to be wrong before any work."""
         from geoeco.mapping import check_model
 
@@ -334,7 +341,7 @@ class EmbedVerb(RasterVerb):
     def _fit(self, settings: EmbedSettings, task: Task, context: TaskContext) -> TaskResult:
         from geoeco.mapping import Reduction
 
-        url = _bundle_url(settings, context)
+        url = bundle_url(settings.bundle, context)
         embedder = _embedder(settings, task, context, _bundle(url, settings.device))
         names = [name for name, _, _ in task.payload["places"]]
         sample = embedder.sample(settings.sample, context.seed)
@@ -356,10 +363,10 @@ class EmbedVerb(RasterVerb):
             places=places,
             seed=context.seed,
         )
-        item = _item(url)
+        item = bundle_item(url)
         source = f"{settings.bundle}/bundle/mlm.json"
         files = {FIT: reduction.to_bytes()}
-        if not _is_step(settings, context):
+        if not is_step(settings.bundle, context):
             # what a relative link can lead to wherever the run folder is taken
             source, files[MODEL] = f"{context.folder}/{MODEL}", item
         profiles = _profiles(_layers(settings, sample.shape[1], names), reduction, json.loads(item), source)
@@ -383,7 +390,7 @@ class EmbedVerb(RasterVerb):
     def _embed(self, settings: EmbedSettings, task: Task, context: TaskContext) -> TaskResult:
         from geoeco.mapping import Reduction
 
-        embedder = _embedder(settings, task, context, _bundle(_bundle_url(settings, context), settings.device))
+        embedder = _embedder(settings, task, context, _bundle(bundle_url(settings.bundle, context), settings.device))
         fit = f"{context.folder}/{FIT}"
         reduction = Reduction.from_bytes(context.store.read_bytes(fit), fit)
         target = self.store_name(context.folder)
@@ -412,76 +419,24 @@ class EmbedVerb(RasterVerb):
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Model:
-    """What is known of a model when a run is planned."""
-
-    name: str
-    bands: tuple[str, ...]
-    units: str
-    resolution: float
-    size: int
-    task: str
-    features: int
-    weight_bytes: int
-
-    @classmethod
-    def of_item(cls, content: bytes, where: str) -> Self:
-        """Read it from the item of a bundle."""
-        try:
-            properties = json.loads(content)["properties"]
-            record = properties["geoeco:bundle"]
-            return cls(
-                str(record["name"] or record["architecture"]),
-                tuple(str(band) for band in record["bands"]),
-                str(record["units"]),
-                float(record["resolution"]),
-                int(record["size"]),
-                str(record["task"]),
-                int(properties["mlm:output"][0]["result"]["shape"][1]),
-                int(properties["mlm:memory_size"]),
-            )
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InputError(
-                f"mlm.json is not the item of a bundle: {type(error).__name__}: {error}",
-                where=where,
-                what_to_do="name the folder of a bundle that geoeco wrote",
-                code="bundle",
-            ) from error
-
-
-def _planned_model(settings: EmbedSettings, context: PlanContext) -> _Model:
-    if not _is_step(settings, context):
+def _planned_model(settings: EmbedSettings, context: PlanContext) -> PlannedModel:
+    if not is_step(settings.bundle, context):
         url = context.path(settings.bundle)
-        return _Model.of_item(_item(url), url)
-    raise NotImplementedError
-
-
-def _is_step(settings: EmbedSettings, context: PlanContext | RunContext | TaskContext) -> bool:
-    return any(step.step == settings.bundle for step in context.recipe.steps)
-
-
-def _bundle_url(settings: EmbedSettings, context: RunContext | TaskContext) -> str:
-    if _is_step(settings, context):
-        return context.store.url(f"{settings.bundle}/bundle")
-    return context.path(settings.bundle)
-
-
-def _item(bundle: str) -> bytes:
-    content = Objects(bundle.rstrip("/")).get("mlm.json")
-    if content is None:
+        return PlannedModel.read(url)
+    step = context.step(settings.bundle)
+    if not isinstance(step.verb, ModelVerb):
         raise InputError(
-            "there is no model bundle, and no step of this name",
-            where=bundle,
+            f"the step {step.name!r} ({step.verb.name}) makes no model",
+            where=f"step {settings.step}: bundle",
             what_to_do="name a pretrain step, or the folder of a bundle",
             code="bundle",
         )
-    return content
+    return step.verb.model(step.settings, context)
 
 
 def _bundle(url: str, device: str) -> ModelBundle:
     """Load a bundle; a process that embeds many blocks does it once."""
-    return _loaded(url, device, hashlib.sha256(_item(url)).hexdigest())
+    return _loaded(url, device, bundle_digest(url))
 
 
 @functools.lru_cache(maxsize=1)
@@ -492,13 +447,13 @@ def _loaded(url: str, device: str, digest: str) -> ModelBundle:  # noqa: ARG001 
     return ModelBundle.load(url, device=device_of(device))
 
 
-def _stored(model: _Model) -> tuple[str, ...]:
+def _stored(model: PlannedModel) -> tuple[str, ...]:
     from geoeco.mapping import stored_bands
 
     return stored_bands(model.bands)
 
 
-def _features(settings: EmbedSettings, model: _Model) -> int:
+def _features(settings: EmbedSettings, model: PlannedModel) -> int:
     """Number of features of a cell, before components."""
     return model.features * (len(settings.periods) if settings.combine == "concat" else 1)
 
@@ -581,7 +536,7 @@ def _composite_store(step: str) -> str:
     return f"{step}/composites.zarr"
 
 
-def _composite_template(settings: EmbedSettings, model: _Model) -> xr.Dataset:
+def _composite_template(settings: EmbedSettings, model: PlannedModel) -> xr.Dataset:
     periods, bands = [period.name for period in _periods(settings)], list(_stored(model))
     pixels = xr.DataArray(np.zeros((len(periods), len(bands), 1, 1), np.float32), dims=("period", "band", "y", "x"))
     numbered = pixels.assign_coords(period=np.arange(1, len(periods) + 1), band=np.arange(1, len(bands) + 1))
@@ -616,7 +571,7 @@ def _rasters(made: Mapping[str, npt.NDArray[Any]], places: Sequence[str], cluste
     return xr.Dataset(found)
 
 
-def _template(settings: EmbedSettings, model: _Model, places: Sequence[str]) -> xr.Dataset:
+def _template(settings: EmbedSettings, model: PlannedModel, places: Sequence[str]) -> xr.Dataset:
     kept = settings.dims or _features(settings, model)
     shapes = {"embedding": (kept,), "pca_rgb": (3,), "cluster_distance": (), "valid_fraction": ()}
     made: dict[str, npt.NDArray[Any]] = {name: np.zeros((*s, 1, 1), np.float32) for name, s in shapes.items()}
@@ -672,7 +627,7 @@ class _Cost:
     """Upper bounds of what a task of each stage holds, bytes."""
 
     settings: EmbedSettings
-    model: _Model
+    model: PlannedModel
     lattice: Lattice
     times: int
     edge: int

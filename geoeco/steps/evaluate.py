@@ -29,8 +29,14 @@ from geoeco.engine import (
 )
 from geoeco.errors import InputError
 from geoeco.outputs import score_chart
-from geoeco.steps.bundles import bundle_digest, bundle_size, bundle_url, is_step
-from geoeco.steps.embed import ACTIVATION_BYTES, LIBRARIES_BYTES
+from geoeco.steps.bundles import (
+    ACTIVATION_BYTES,
+    LIBRARIES_BYTES,
+    PlannedModel,
+    bundle_digest,
+    bundle_url,
+    is_step,
+)
 from geoeco.vectors import read_table
 
 if TYPE_CHECKING:
@@ -149,7 +155,7 @@ class EvaluateVerb(Verb):
                 depends += [task.id for task in model.tasks]
                 size = max(size, int(getattr(model.settings, "size", _SIZE)))
             elif source != RANDOM:
-                size = max(size, bundle_size(context.path(source)))
+                size = max(size, PlannedModel.read(context.path(source)).size)
         images = places * len(settings.encoders) * 4
         task = Task(
             f"{settings.step}/evaluate/all",
