@@ -179,6 +179,7 @@ class ChipDataset(NonGeoDataset):
         self.crop = crop
         self.dates = dates
         self.seed = int(seed)
+        self.min_valid = min_valid
         self.stored = stored
         self.transforms = transforms
         chips = open_chips(self.store)

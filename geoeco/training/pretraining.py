@@ -1,0 +1,409 @@
+"""Pretraining of an encoder on season chips, from a store to a model bundle; goes on where it was stopped.
+
+The recipe of it all: settings, Lightning's trainer, checkpoints. The parts are the other modules of this room and
+`geoeco.models`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from geoeco.cubes.shards import Objects
+from geoeco.errors import InputError, OutputError
+from geoeco.models import MoCo, SeCo, create_backbone
+from geoeco.training.bundles import ModelBundle, Normalisation
+from geoeco.training.checkpoints import CheckpointFiles, LearningCurve, Resumed, find_checkpoint
+from geoeco.training.chip_dataset import ChipDataset
+from geoeco.training.datamodule import ChipDataModule
+from geoeco.training.samplers import LocationBatches, location_weights
+from geoeco.training.season_contrast import Schedule, SeasonContrast
+from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
+from geoeco.training.views import MoCoViews, SeasonViews
+from geoeco.training.weights import load_weights
+
+__all__ = ["DEFAULT_BANDS", "pretrain"]
+
+#: Nine channels of SSL4Eco: the 10 and 20 m bands without the short-wave infrared, and NDVI.
+DEFAULT_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "ndvi")
+#: The batch for which ``lr`` is meant.
+_REFERENCE_BATCH = 256
+
+
+def pretrain(
+    store: str | Path,
+    folder: str | Path,
+    *,
+    method: Literal["seco", "moco", "none"] = "seco",
+    backbone: str = "resnet50",
+    bands: Sequence[str] = DEFAULT_BANDS,
+    names: Sequence[str] | None = None,
+    min_valid: float = 0.99,
+    size: int = 224,
+    views: Mapping[str, Any] | None = None,
+    normalisation: Literal["measured", "seco-eco"] | Normalisation = "measured",
+    epochs: int = 100,
+    batch: int = 256,
+    lr: float = 0.03,
+    schedule: Schedule = "cosine",
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    temperature: float = 0.2,
+    queue: int | None = None,
+    dim: int = 128,
+    key_momentum: float = 0.999,
+    norm_splits: int = 1,
+    initial_weights: str | None = None,
+    bare_weight: float = 1.0,
+    favoured: Sequence[str] | Mapping[str, float] = (),
+    seed: int = 0,
+    checkpoint_every: int = 500,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "32", "bf16"] = "auto",
+    compile_networks: bool = False,
+    workers: int | None = None,
+    key: str = "",
+    name: str = "",
+    saved: Callable[[Path], None] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> ModelBundle:
+    """Train an encoder on season chips without labels, or go on with a training that was stopped.
+
+    Parameters
+    ----------
+    store : str or Path
+        Finished store of chips, folder or fsspec URL.
+    folder : str or Path
+        Local folder of the training: ``checkpoints/``, ``logs/metrics.csv`` and TensorBoard's files, ``bundle/``. What
+        is there of the same training is gone on from.
+    method : {"seco", "moco", "none"}
+        Season contrast with three heads; MoCo v2 with one head, its control; or no training at all, random weights,
+        the control of both.
+    backbone : str
+        As of `geoeco.models.create_backbone`.
+    bands : sequence of str
+        ``"ndvi"`` last, if it is wanted.
+    names : sequence of str, optional
+        Locations to train on; all when not given.
+    min_valid : float
+        Chips with a smaller valid part are not used; locations with fewer than two seasons are left out.
+    size : int
+        Pixels along a side of the views.
+    views : mapping, optional
+        Further settings of `geoeco.training.SeasonViews`.
+    normalisation : {"measured", "seco-eco"} or Normalisation
+        Mean and spread of the training locations, `chip_statistics`; or the scale of SeCo-Eco's authors,
+        `seco_eco_normalisation`. Measured is the default, because it makes no assumption about the units in which the
+        first layer's weights are drawn.
+    epochs : int
+    batch : int
+        Locations a step.
+    lr : float
+        Learning rate for a batch of 256; it is scaled with the batch (Goyal et al. 2017).
+    schedule : {"constant", "cosine", "step"}
+        Of the learning rate. The authors' command leaves it constant, its paper says nothing; cosine, as MoCo v2 has it
+        and MoCo-Eco was trained, is the default, so that a short training ends settled and both methods are alike.
+    momentum, weight_decay : float
+        Of SGD.
+    temperature : float
+        0.2 as in the authors' command and MoCo v2; SeCo's own is 0.07.
+    queue : int, optional
+        Keys in each queue. When not given: 65 536 as published, but at most half of the locations, rounded down to
+        whole batches: a longer queue would hold a location's own keys of the epoch before as its negatives.
+    dim : int
+        Length of the projections.
+    key_momentum : float
+        Share of itself that the key branch keeps in a step.
+    norm_splits : int
+        As of `geoeco.models.create_backbone`.
+    initial_weights : str, optional
+        As the source of `load_weights`; random when not given, as published.
+    bare_weight : float
+        How often locations with mean NDVI below 0.1 in all seasons are drawn, relative to others: 1/4 in the paper,
+        which the authors' command leaves out; 1 is the default, because bare ground is rare in most regions and may be
+        what is studied.
+    favoured : sequence of str, or mapping of str to float
+        Locations drawn twice as often, or as often as the mapping says.
+    seed : int
+    checkpoint_every : int
+        Steps between checkpoints.
+    device : {"auto", "cpu", "cuda"}
+    precision : {"auto", "32", "bf16"}
+        ``"auto"`` is bfloat16 autocast on CUDA and float32 on a CPU.
+    compile_networks : bool
+        Whether `torch.compile` is used.
+    workers : int, optional
+        Reading processes. When not given: none on a CPU, and with a GPU as many as there are cores, at most 16.
+    key : str
+        What else the training rests on; a checkpoint of another key is not gone on from.
+    name : str
+        Of the bundle.
+    saved : callable, optional
+        Called with `folder` after each checkpoint, when its files are whole.
+    callbacks : sequence of lightning.pytorch.Callback
+        Further callbacks.
+
+    Returns
+    -------
+    ModelBundle
+        The query backbone, on the CPU; saved as ``folder/bundle``.
+
+    Raises
+    ------
+    InputError
+        Before any work, if settings, bands or locations do not fit, or there is no such device.
+    OutputError
+        If the training diverges or the folder cannot be written.
+
+    Notes
+    -----
+    On a CPU a training that was stopped and goes on gives bit by bit what an undisturbed one gives: batches, dates,
+    views and shuffles follow `seed` and the number of the step. One device only.
+
+    References
+    ----------
+    Plekhanova et al. (2025), SSL4Eco, arXiv 2504.18256. Manas et al. (2021), Seasonal contrast, ICCV. Chen et al.
+    (2020), MoCo v2, arXiv 2003.04297. Goyal et al. (2017), arXiv 1706.02677.
+    """
+    root = Path(folder)
+    on_gpu = _uses_gpu(device)
+    if method not in ("seco", "moco", "none"):
+        raise InputError(f"method is {method!r}", what_to_do="use 'seco', 'moco' or 'none'")
+    if epochs < 1 or checkpoint_every < 1 or not lr > 0:
+        raise InputError("epochs, checkpoint_every and lr must be positive")
+    data = ChipDataset(
+        store, names=names, bands=bands, min_valid=min_valid, dates=2 if method == "moco" else 3, seed=seed
+    )
+    view_settings = {"size": size, **(views or {})}
+    make_views = (MoCoViews if method == "moco" else SeasonViews)(data.all_bands, **view_settings)
+    keys = _queue_size(queue, batch, len(data), method)
+    scale, measured = _normalisation(normalisation, data, bare_weight)
+    ndvi = measured.mean_ndvi if measured is not None and bare_weight != 1.0 else None
+    weights = location_weights(data.names, ndvi, bare_weight=bare_weight, favoured=favoured)
+    arguments: dict[str, Any] = {"name": backbone, "in_channels": len(data.all_bands)}
+    if norm_splits != 1:
+        arguments["norm_splits"] = norm_splits
+    settings = {
+        "method": method,
+        "backbone": arguments,
+        "bands": data.all_bands,
+        "min_valid": min_valid,
+        "views": {**make_views.settings},
+        "mean": scale.mean,
+        "std": scale.std,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "schedule": schedule,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "temperature": temperature,
+        "queue": keys,
+        "dim": dim,
+        "key_momentum": key_momentum,
+        "initial_weights": initial_weights,
+        "sampling": hashlib.sha256(weights.tobytes()).hexdigest(),
+        "seed": seed,
+    }
+    training_hash = _training_hash(data, settings, key)
+    batches = (
+        None if method == "none" else LocationBatches(data.names, batch, epochs=epochs, seed=seed, weights=weights)
+    )
+    gpu = [torch.cuda.current_device()] if on_gpu else []
+    with torch.random.fork_rng(devices=gpu):
+        torch.manual_seed(seed)
+        encoder = create_backbone(**arguments)
+        notes: dict[str, Any] = {"method": method, "locations": len(data), "settings": settings}
+        if initial_weights is not None:
+            notes["initial_weights_sha256"] = load_weights(encoder, initial_weights).digest
+        if batches is None:
+            if initial_weights is None:
+                notes["weights"] = "random: nothing was trained"
+        else:
+            model = (MoCo if method == "moco" else SeCo)(
+                encoder, len(data.all_bands), dim=dim, queue_size=keys, momentum=key_momentum, temperature=temperature
+            )
+            task = SeasonContrast(
+                model,
+                make_views,
+                scale,
+                steps=len(batches),
+                lr=lr * batch / _REFERENCE_BATCH,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                schedule=schedule,
+                seed=seed,
+                channels_last=on_gpu,
+            )
+            if on_gpu:
+                model.to(memory_format=torch.channels_last)
+            if compile_networks:
+                model.backbone.compile()
+                model.key_backbone.compile()
+            data.stored = _can_be_left_stored(data)
+            module = ChipDataModule(data, batches, workers=_workers(workers, on_gpu), pin_memory=on_gpu)
+            _fit(
+                task,
+                module,
+                root,
+                key=training_hash,
+                every=checkpoint_every,
+                on_gpu=on_gpu,
+                precision=precision,
+                saved=saved,
+                callbacks=callbacks,
+            )
+            encoder = model.backbone.cpu()
+    bundle = ModelBundle(
+        module=encoder.to(memory_format=torch.contiguous_format),
+        architecture="backbone",
+        arguments=arguments,
+        bands=data.all_bands,
+        normalisation=scale,
+        size=size,
+        training_hash=training_hash,
+        name=name or method,
+        description=_description(method, backbone, len(data), initial_weights),
+        notes=json.loads(json.dumps(notes)),
+    )
+    bundle.save(root / "bundle")
+    return bundle
+
+
+def _fit(
+    task: SeasonContrast,
+    data: ChipDataModule,
+    root: Path,
+    *,
+    key: str,
+    every: int,
+    on_gpu: bool,
+    precision: str,
+    saved: Callable[[Path], None] | None,
+    callbacks: Sequence[Callback],
+) -> None:
+    """Train to the end, from the last checkpoint of this training if there is one."""
+    resumed = find_checkpoint(root / "checkpoints", key)
+    batches = data.batches
+    curve = LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch)
+    if resumed is not None and resumed.step >= len(batches):
+        _take_up(task, curve, resumed)
+        return
+    batches.start = resumed.step if resumed is not None else 0
+    files = CheckpointFiles(root / "checkpoints", every, key, None if saved is None else lambda _: saved(root))
+    bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
+    trainer = Trainer(
+        accelerator="cuda" if on_gpu else "cpu",
+        devices=1,
+        # one process, also where a batch system suggests more
+        plugins=[LightningEnvironment()],
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=TensorBoardLogger(str(root / "logs"), name="", version="", purge_step=batches.start or None),
+        callbacks=[curve, *callbacks, files],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(root),
+        log_every_n_steps=1,
+    )
+    with warnings.catch_warnings():
+        # the batches begin at the step of the checkpoint, which Lightning cannot know
+        warnings.filterwarnings("ignore", message=r".*your dataloader is.not resumable.*")
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        path = str(resumed.path) if resumed is not None else None
+        trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+    if trainer.global_step != len(batches):
+        raise OutputError(
+            f"the training ended after {trainer.global_step} of {len(batches)} steps",
+            where=str(root),
+            what_to_do="run it again: it goes on from its last checkpoint",
+            code="stopped",
+        )
+
+
+def _take_up(task: SeasonContrast, curve: LearningCurve, resumed: Resumed) -> None:
+    """Load a training that had come to its end."""
+    task.load_state_dict(resumed.state["state_dict"])
+    curve.load_state_dict(resumed.state["callbacks"][curve.state_key])
+    curve.write()
+
+
+def _uses_gpu(device: str) -> bool:
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device is {device!r}", what_to_do="use 'auto', 'cpu' or 'cuda'")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("there is no CUDA device", what_to_do="use device: auto or cpu", code="device")
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def _workers(workers: int | None, on_gpu: bool) -> int:
+    if workers is not None:
+        return workers
+    return min(16, os.cpu_count() or 1) if on_gpu else 0
+
+
+def _queue_size(queue: int | None, batch: int, locations: int, method: str) -> int:
+    if queue is None:
+        return max(min(65536, locations // 2) // batch, 1) * batch
+    if method != "none" and queue % batch:
+        raise InputError(
+            f"a queue of {queue} keys is no multiple of the batch of {batch}",
+            what_to_do="choose a batch that divides the queue, or leave the queue to be chosen",
+            code="queue",
+        )
+    return queue
+
+
+def _normalisation(
+    wanted: str | Normalisation, data: ChipDataset, bare_weight: float
+) -> tuple[Normalisation, ChipStatistics | None]:
+    """Scale of the input, and the statistics of the store where they are needed."""
+    measured = None
+    if wanted == "measured" or bare_weight != 1.0:
+        measured = chip_statistics(data.store, names=data.names, bands=data.all_bands, min_valid=data.min_valid)
+        if bare_weight != 1.0 and measured.mean_ndvi is None:
+            raise InputError(
+                "bare ground is told by NDVI, and the chips have no B04 and B08",
+                where=data.store,
+                what_to_do="leave bare_weight at 1, or make chips with these bands",
+            )
+    if isinstance(wanted, Normalisation):
+        if len(wanted.mean) != len(data.all_bands):
+            raise InputError(f"a normalisation of {len(wanted.mean)} bands for {len(data.all_bands)} bands")
+        return wanted, measured
+    if wanted == "seco-eco":
+        return seco_eco_normalisation(data.all_bands), measured
+    if wanted == "measured" and measured is not None:
+        return measured.normalisation, measured
+    raise InputError(f"normalisation is {wanted!r}", what_to_do="use 'measured', 'seco-eco' or a Normalisation")
+
+
+def _training_hash(data: ChipDataset, settings: Mapping[str, Any], key: str) -> str:
+    """SHA-256 of the table of chips, the locations used, the settings and the caller's key."""
+    table = Objects(data.store.rstrip("/")).get("chips.parquet") or b""
+    digest = hashlib.sha256(hashlib.sha256(table).digest())
+    digest.update(json.dumps([sorted(data.names), settings, key], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _can_be_left_stored(data: ChipDataset) -> bool:
+    return "ndvi" not in data.all_bands or {"B04", "B08"} <= set(data.all_bands)
+
+
+def _description(method: str, backbone: str, locations: int, initial_weights: str | None) -> str:
+    if method == "none":
+        return f"{backbone}, not trained: " + (initial_weights or "RANDOM WEIGHTS")
+    kind = "season contrast" if method == "seco" else "momentum contrast"
+    return f"{backbone} trained by {kind} on season chips of {locations} locations"
