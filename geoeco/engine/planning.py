@@ -315,7 +315,7 @@ def make_plan(
         hashed = step_hash(
             verb=verb.name,
             version=verb.version,
-            settings=settings.model_dump(mode="json", exclude={"name"}),
+            settings=settings.model_dump(mode="json", exclude=set(settings.unhashed)),
             upstream={name: steps[name].hash for name in upstream},
             facts=_facts(verb, settings, context),
         )

@@ -58,9 +58,13 @@ class StepSettings(BaseModel):
         Which verb; the discriminator of the recipe's list of steps.
     name : str, optional
         Name of the step and of its folder; the verb's name when not given. Unique in the recipe.
+    unhashed : frozenset of str
+        Keys that say how the work is done and not what comes out (class attribute): no part of the step hash.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name"})
 
     verb: str
     name: str | None = Field(default=None, pattern=NAME_PATTERN, description="name of the step and of its folder")
