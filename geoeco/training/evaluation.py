@@ -327,7 +327,8 @@ def _checked_labels(labels: pd.DataFrame, tasks: Mapping[str, ProbeTask]) -> pd.
             where=f"columns: {', '.join(map(str, labels.columns))}",
             what_to_do="give a row a location, with its name as in the store of chips",
         )
-    table = pd.DataFrame(labels).assign(name=labels["name"].astype(str)).set_index("name")
+    named = pd.DataFrame(labels).dropna(subset=["name"])
+    table = named.assign(name=named["name"].astype(str)).set_index("name")
     if table.index.has_duplicates:
         twice = ", ".join(table.index[table.index.duplicated()].unique()[:5])
         raise InputError(f"locations are labelled twice: {twice}", what_to_do="give one row a location")

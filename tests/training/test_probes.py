@@ -266,6 +266,15 @@ def test_a_label_is_given_above_a_probability_not_above_a_logit():
     assert scores("multi-label", labels, probabilities, threshold=0.622)["micro_f1"] == pytest.approx(2 / 3)
 
 
+def test_where_no_label_passes_none_is_given():
+    """Neither a label that stands in (trap 34) nor a sample that is dropped because it bears none (trap 37)."""
+    labels = np.array([[1, 0], [0, 0], [0, 1]])
+    nothing = scores("multi-label", labels, np.full((3, 2), 0.4))
+    assert nothing["micro_f1"] == 0
+    one_too_many = np.array([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9]])
+    assert scores("multi-label", labels, one_too_many)["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1))
+
+
 def test_scores_that_are_not_defined_are_no_numbers_and_are_not_averaged():
     constant = scores("regression", np.array([[1.0, 1], [1, 2], [1, 3]]), np.array([[1.0, 1], [2, 2], [1, 3]]))
     assert np.isnan(constant["r2:0"])
