@@ -9,13 +9,14 @@ from geoeco.steps.cube import CubeVerb
 from geoeco.steps.embed import EmbedVerb
 from geoeco.steps.evaluate import EvaluateVerb
 from geoeco.steps.layers import Layer, RasterVerb
+from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.windows import WindowsVerb
 
 __all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
 
 registry = Registry()
-for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, EmbedVerb, EvaluateVerb, CogVerb):
+for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, PretrainVerb, EmbedVerb, EvaluateVerb, CogVerb):
     registry.register(_verb)
 registry.load_entry_points()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -300,6 +300,10 @@ def _fit(
         _take_up(task, curve, resumed)
         return
     batches.start = resumed.step if resumed is not None else 0
+    if resumed is None:
+        # of a training that was not gone on from
+        for events in (root / "logs").glob("events.out.tfevents.*"):
+            events.unlink()
     files = CheckpointFiles(root / "checkpoints", every, key, None if saved is None else lambda _: saved(root))
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
     trainer = Trainer(
