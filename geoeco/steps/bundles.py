@@ -21,6 +21,7 @@ __all__ = [
     "bundle_item",
     "bundle_url",
     "is_step",
+    "planned_model",
 ]
 
 _ITEM = "mlm.json"
@@ -97,6 +98,34 @@ class ModelVerb(Verb):
     @abstractmethod
     def model(self, settings: Any, context: PlanContext) -> PlannedModel:
         """What the model will be; known when planning."""
+
+
+def planned_model(name: str, context: PlanContext, where: str) -> PlannedModel:
+    """What is known of the model that a recipe names: a step that makes one, or the folder of a bundle.
+
+    Parameters
+    ----------
+    name : str
+    context : PlanContext
+    where : str
+        Step and key, for messages.
+
+    Raises
+    ------
+    InputError
+        If the step makes no model, comes later, or there is neither a step nor a bundle of this name.
+    """
+    if not is_step(name, context):
+        return PlannedModel.read(context.path(name))
+    step = context.step(name)
+    if not isinstance(step.verb, ModelVerb):
+        raise InputError(
+            f"the step {step.name!r} ({step.verb.name}) makes no model",
+            where=where,
+            what_to_do="name a pretrain step, or the folder of a bundle",
+            code="bundle",
+        )
+    return step.verb.model(step.settings, context)
 
 
 def is_step(name: str, context: PlanContext | RunContext | TaskContext) -> bool:

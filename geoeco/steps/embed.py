@@ -42,12 +42,12 @@ from geoeco.sampling import points_from_table
 from geoeco.steps.bundles import (
     ACTIVATION_BYTES,
     LIBRARIES_BYTES,
-    ModelVerb,
     PlannedModel,
     bundle_digest,
     bundle_item,
     bundle_url,
     is_step,
+    planned_model,
 )
 from geoeco.steps.cube import CubeSettings, cube_store
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
@@ -147,7 +147,8 @@ class EmbedVerb(RasterVerb):
 
     def plan(self, settings: EmbedSettings, context: PlanContext) -> tuple[Stage, ...]:
         """Composites of each block of the cube, one fit, and the blocks of the map."""
-        cube, model = context.step(settings.cube, verb="cube"), _planned_model(settings, context)
+        cube = context.step(settings.cube, verb="cube")
+        model = planned_model(settings.bundle, context, f"step {settings.step}: bundle")
         lattice = self._checked(settings, context, cube, model)
         places = _places(settings, context, lattice)
         days = solar_days(context.items, context.geobox)
@@ -262,7 +263,7 @@ class EmbedVerb(RasterVerb):
 
     def layers(self, settings: EmbedSettings, context: PlanContext) -> tuple[Layer, ...]:
         """Features (64 to a file), the first three components, clusters, likeness to places, and what was seen."""
-        model = _planned_model(settings, context)
+        model = planned_model(settings.bundle, context, f"step {settings.step}: bundle")
         lattice = _lattice(settings, context.geobox, model.size)
         names = [name for name, _, _ in _places(settings, context, lattice)]
         return _layers(settings, _features(settings, model), names)
@@ -417,21 +418,6 @@ class EmbedVerb(RasterVerb):
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
-
-
-def _planned_model(settings: EmbedSettings, context: PlanContext) -> PlannedModel:
-    if not is_step(settings.bundle, context):
-        url = context.path(settings.bundle)
-        return PlannedModel.read(url)
-    step = context.step(settings.bundle)
-    if not isinstance(step.verb, ModelVerb):
-        raise InputError(
-            f"the step {step.name!r} ({step.verb.name}) makes no model",
-            where=f"step {settings.step}: bundle",
-            what_to_do="name a pretrain step, or the folder of a bundle",
-            code="bundle",
-        )
-    return step.verb.model(step.settings, context)
 
 
 def _bundle(url: str, device: str) -> ModelBundle:
