@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -441,13 +442,15 @@ def _write_shards(
     objects = Objects(layout.store)
     digest = hashlib.sha256()
     keys: list[str] = []
-    size = 0
+    sizes: list[Future[int]] = []
 
     def put(pixels: npt.NDArray[Any], name: str, fill: int, shard: _Window) -> None:
-        nonlocal size
         parts, content = encode_shard(pixels, (n, layout.chunk, layout.chunk), fill, zstd(_LEVEL), stack.map)
         key = f"{name}/{shard[0][0] // side}/{shard[1][0] // side}"
-        size += write_shard(objects, key, parts)
+        # written and read back while the next one is made; one at a time bounds the memory
+        if sizes:
+            sizes[-1].result()
+        sizes.append(stack.pool.submit(write_shard, objects, key, parts))
         keys.append(key)
         digest.update(f"{key} {content}\n".encode())
 
@@ -478,7 +481,7 @@ def _write_shards(
             put(pixels, f"{REFLECTANCE}/c/0/{number}", FILL, shards[i])
     return {
         "checksum": digest.hexdigest(),
-        "bytes": size,
+        "bytes": sum(written.result() for written in sizes),
         "objects": keys,
         "valid": {str(day): int(v) for day, v in zip(layout.days, valid.min(axis=0), strict=True)},
         "looks": {
@@ -571,8 +574,8 @@ def block_memory_bytes(
     shard = shard or cube_layout(n_times, max(8, math.ceil(max(block) / 8) * 8))[0]
     pixels = block[0] * block[1]
     held = n_times * shard * shard * 2
-    # the compressed shard, were it incompressible, and its copy that is read back
-    packed = 2 * held
+    # two compressed shards, were they incompressible, and the copy of one that is read back
+    packed = 3 * held
     # what the finest bands hold of the block
     finest = math.ceil(pixels * max(1.0, resolution / _FINEST_M) ** 2)
     staged = min(stage_mib << 20, n_items * finest * 2)
