@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pandas as pd
@@ -36,7 +37,9 @@ from geoeco.steps.bundles import (
     bundle_digest,
     bundle_url,
     is_step,
+    planned_model,
 )
+from geoeco.steps.chips import ChipsSettings
 from geoeco.vectors import read_table
 
 if TYPE_CHECKING:
@@ -49,8 +52,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,
 
 #: An encoder with weights as they are drawn, for comparison.
 RANDOM = "random"
-#: What an encoder and its features take: up to 30 million weights, and the vectors of a ResNet-50.
-_WEIGHTS_BYTES, _FEATURES, _SIZE = 128 * 2**20, 2048, 224
 #: Tested places whose similarities to all others are held at a time.
 _SIMILARITIES = 1024
 
@@ -67,6 +68,8 @@ class EvaluationTask(BaseModel):
 
 class EvaluateSettings(StepSettings):
     """Which encoders are compared, on which images and labels, and how."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device"})
 
     verb: Literal["evaluate"] = "evaluate"
     encoders: dict[Name, RecipePath] = Field(
@@ -137,44 +140,66 @@ class EvaluateVerb(Verb):
 
     def plan(self, settings: EvaluateSettings, context: PlanContext) -> tuple[Stage, ...]:
         """One task, after the chips and all models."""
+        if find_spec("torch") is None or find_spec("sklearn") is None:
+            raise InputError(
+                "evaluation needs packages that are not installed",
+                where=f"step {settings.step}",
+                what_to_do="pip install 'geoeco[ml]'",
+                code="extra",
+            )
         _labels(settings, context.table(settings.labels))
-        _likeness(settings, context)
+        like = _likeness(settings, context)
         depends: list[str] = []
         payload: dict[str, Any] = {"labels": context.table(settings.labels)}
+        models = {
+            name: planned_model(source, context, f"step {settings.step}: encoders.{name}")
+            for name, source in settings.encoders.items()
+            if not _is_random(source, context)
+        }
+        models |= {name: models[str(like)] for name in settings.encoders if name not in models}
         if settings.store is None:
             chips = context.step(settings.chips, verb="chips")
-            depends += [task.id for task in chips.tasks]
-            places = sum(int(task.payload.get("count", 0)) for task in chips.tasks)
+            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
+            check_bands(settings, models, chips.settings.bands)
+            depends += [task.id for task in chips.tasks if task.stage == "groups"]
+            places = sum(int(task.payload["count"]) for task in chips.tasks if task.stage == "groups")
             payload["chips"] = chips.name
         else:
             places = len(pd.read_parquet(io.BytesIO(_chips_table(context.path(settings.store))), columns=["name"])) // 4
-        size = 1
         for source in dict.fromkeys(settings.encoders.values()):
             if is_step(source, context):
-                model = context.step(source, verb="pretrain")
-                depends += [task.id for task in model.tasks]
-                size = max(size, int(getattr(model.settings, "size", _SIZE)))
-            elif source != RANDOM:
-                size = max(size, PlannedModel.read(context.path(source)).size)
-        images = places * len(settings.encoders) * 4
+                depends += [task.id for task in context.step(source).tasks]
+        images = 4 * places
+        features = max(model.features for model in models.values()) * (4 if settings.combine == "concatenate" else 1)
         task = Task(
             f"{settings.step}/evaluate/all",
             payload=payload,
             depends=tuple(depends),
             memory_bytes=LIBRARIES_BYTES
-            + len(settings.encoders) * _WEIGHTS_BYTES
-            + settings.batch * size**2 * ACTIVATION_BYTES
-            + places * (8 * 4 * _FEATURES + _SIMILARITIES * 8),
-            bytes_in=images * size**2 * 20,
-            bytes_out=images * 4 * _FEATURES,
+            # as they are read, and as they are used
+            + 2 * sum(model.weight_bytes for model in models.values())
+            + settings.batch * max(model.size for model in models.values()) ** 2 * ACTIVATION_BYTES
+            + images * 4 * max(model.features for model in models.values())
+            + places * (4 * 4 * features + _SIMILARITIES * 8),
+            bytes_in=sum(images * model.size**2 * 2 * len(model.bands) for model in models.values()),
+            bytes_out=sum(images * 4 * model.features for model in models.values()),
         )
-        return (Stage("evaluate", (task,)),)
+        return (Stage("evaluate", (task,), needs_all=False),)
 
     def run(self, settings: EvaluateSettings, task: Task, context: TaskContext) -> TaskResult:
         """Embed, probe, write the table and draw it."""
         from geoeco.mapping import device_of
         from geoeco.training import ProbeTask, evaluate
 
+        for name, source in settings.encoders.items():
+            if any(task_id.startswith(f"{source}/") for task_id in context.missing):
+                # what lies in the folder of that step may be the model of other settings
+                raise InputError(
+                    f"the encoder {name!r} was not made",
+                    where=f"step {source}",
+                    what_to_do="see why in the report, and resume",
+                    code="bundle",
+                )
         device = device_of(settings.device)
         store = settings.store
         rows = evaluate(
@@ -258,6 +283,20 @@ def _labels(settings: EvaluateSettings, path: str) -> pd.DataFrame:
 
 def _is_random(source: str, context: PlanContext | TaskContext) -> bool:
     return source == RANDOM and not is_step(source, context)
+
+
+def check_bands(settings: EvaluateSettings, models: Mapping[str, PlannedModel], stored: Sequence[str]) -> None:
+    """Refuse encoders that need bands which the chips will not have; NDVI is computed from B04 and B08."""
+    for name, model in models.items():
+        wanted = [part for band in model.bands for part in (("B04", "B08") if band == "ndvi" else (band,))]
+        missing = [band for band in wanted if band not in stored]
+        if missing:
+            raise InputError(
+                f"the encoder {name!r} needs the band {missing[0]}, which the chips lack",
+                where=f"step {settings.step}",
+                what_to_do=f"add it to the bands of the chips; they have {', '.join(stored)}",
+                code="bands",
+            )
 
 
 def _likeness(settings: EvaluateSettings, context: PlanContext | TaskContext) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,8 +15,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra ml")
 
 import geoeco  # noqa: E402
-from geoeco.errors import GeoecoError, RecipeError  # noqa: E402
+from geoeco.engine import RunStore, TaskContext  # noqa: E402
+from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
 from geoeco.models import build  # noqa: E402
+from geoeco.steps.bundles import PlannedModel  # noqa: E402
+from geoeco.steps.evaluate import check_bands  # noqa: E402
 from geoeco.training import ModelBundle, Normalisation, evaluate, untrained  # noqa: E402
 from tests.training.drawn_chips import BANDS, draw_store  # noqa: E402
 
@@ -164,6 +168,62 @@ def test_labels_that_no_task_reads_do_not_matter(world, tmp_path):
         table.assign(remark=extra).to_csv(folder / "labels.csv", index=False)
         plans.append(recipe(folder).plan().steps[0].hash)
     assert plans[0] == plans[1]
+
+
+TRAINED = RECIPE.replace("first: bundles/first", "seco: seco").replace(
+    "steps:",
+    """steps:
+  - verb: pretrain
+    name: seco
+    store: chips
+    bands: [B02, B04, B08]
+    ndvi: false
+    backbone: resnet10t
+    size: 8
+    epochs: 1
+    batch: 16
+    queue: 16
+    device: cpu""",
+)
+
+
+def test_an_encoder_may_be_a_step_of_the_recipe(world, tmp_path):
+    trained = geoeco.Recipe.parse(TRAINED, folder=str(world))
+    plan = trained.plan()
+    assert plan.steps[1].upstream == ("seco",)
+    other = geoeco.Recipe.parse(TRAINED.replace("epochs: 1\n", "epochs: 2\n"), folder=str(world))
+    assert other.plan().steps[1].hash != plan.steps[1].hash
+    done = trained.run(tmp_path / "out")
+    assert done.exit_code == 0
+    assert set(done.open("evaluate")["encoder"]) == {"chance", "seco"}
+
+
+def test_the_model_of_a_step_that_failed_is_not_taken_from_its_folder(world, tmp_path):
+    trained = geoeco.Recipe.parse(TRAINED, folder=str(world))
+    step = trained.plan().steps[1]
+    shutil.copytree(world / "bundles" / "first", tmp_path / "seco" / "bundle")
+    context = TaskContext(
+        store=RunStore(tmp_path),
+        folder="evaluate",
+        settings=step.settings,
+        recipe=trained,
+        geobox=None,
+        recipe_folder=str(world),
+        missing=("seco/training/all",),
+    )
+    with pytest.raises(InputError, match="encoder 'seco' was not made"):
+        step.verb.run(step.settings, step.tasks[0], context)
+
+
+def test_bands_that_the_chips_of_the_recipe_lack_are_named_with_the_encoder(world):
+    models = {"first": PlannedModel.read(str(world / "bundles" / "first"))}
+    settings = recipe(world).steps[0]
+    check_bands(settings, models, ("B08", "B04", "B02"))
+    with pytest.raises(InputError, match="encoder 'first' needs the band B08"):
+        check_bands(settings, models, ("B02", "B04"))
+    vegetation = {"index": dataclasses.replace(models["first"], bands=("ndvi",))}
+    with pytest.raises(InputError, match="encoder 'index' needs the band B04"):
+        check_bands(settings, vegetation, ("B02", "B08"))
 
 
 @pytest.mark.slow

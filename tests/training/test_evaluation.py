@@ -33,7 +33,7 @@ TASKS = {
     "temperature": "regression",
     "kind": ProbeTask("multi-label", ("wood", "light")),
 }
-QUICK = {"folds": 3, "block_m": 150_000, "linear": {"max_epochs": 60, "lr": 0.1, "scale": True}, "knn": {"k": (1, 3)}}
+QUICK = {"folds": 3, "block_m": 150_000, "linear": {"max_epochs": 30, "lr": 0.2, "scale": True}, "knn": {"k": (1, 3)}}
 
 
 class Blind(torch.nn.Module):
