@@ -57,8 +57,8 @@ def metrics(
     step_days: int = STEP_DAYS,
     envelope: int = 2,
     thresholds: tuple[float, float, float] = (0.15, 0.5, 0.9),
-    min_amplitude: float = 0.1,
-    min_range_share: float = 0.35,
+    min_amplitude: float = 0.12,
+    min_range_share: float = 0.25,
     reach_days: float = 185.0,
     screen: bool = True,
     dip_depth: float = 0.1,
@@ -67,7 +67,7 @@ def metrics(
     top_noise: float = 0.75,
     min_looks: int = 8,
     max_gap: float = 120.0,
-    curve: str = "whittaker",
+    curve: str = "double-logistic",
     threads: int | None = None,
 ) -> xr.Dataset:
     """Find the dates, sizes and quality of up to two growing cycles a year.
@@ -148,6 +148,7 @@ def metrics(
     User Guide to MCD12Q2 v6; Eilers (2003), Analytical Chemistry 75, 3631-3636.
     """
     from geoeco.phenology import kernels
+    from geoeco.phenology.lanes import LANES
 
     bands: list[xr.DataArray] = []
     if isinstance(cube, xr.Dataset):
@@ -178,6 +179,7 @@ def metrics(
         raise InputError(f"thresholds must be three ascending fractions between 0 and 1, not {thresholds}")
     lams = lambda_grid(lmbda, lmbda_step, step_days)
     n_years = len(wanted)
+    calendar = _new_years(wanted)
     rules = kernels.Rules(
         envelope=int(envelope),
         dip_depth=float(dip_depth),
@@ -197,23 +199,22 @@ def metrics(
     def block(values: npt.NDArray[Any], *others: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         stacks.refuse_digital_numbers(values)
         given = list(others)
-        flat = stacks.flat(values, values.dtype)
+        flat = stacks.flat(values, np.float32)
         weight = stacks.no_pixels() if weights is None else stacks.flat(given.pop(0), np.float32)
         snowy = stacks.no_pixels(np.uint8) if snow is None else stacks.flat(given.pop(0), np.uint8)
         red = stacks.flat(given.pop(0), np.float32) if bands else stacks.no_pixels()
         nir = stacks.flat(given.pop(0), np.float32) if bands else stacks.no_pixels()
-        out = np.empty((12, n_years, 2, flat.shape[1]), np.float32)
+        out = np.empty((kernels.METRICS, n_years, 2, flat.shape[1]), np.float32)
         first_days = (edges - grid.origin).astype(np.float64)
 
         def work(start: int, stop: int) -> None:
             kernels.metrics_range(
                 flat, weight, snowy, red, nir, start, stop, grid.day, grid.left, grid.fraction, lams, grid.count,
-                grid.step, levels, first_days, rules, out,
+                grid.step, levels, first_days, grid.origin, calendar, kernels.PRIOR, rules, out,
             )  # fmt: skip
 
-        stacks.each_range(work, flat.shape[1], threads, kernels.TILE)
-        out[:7] += np.float32(grid.origin)
-        return np.moveaxis(out.reshape(12, n_years, 2, *values.shape[:-1]), (0, 1, 2), (-3, -2, -1))
+        stacks.each_range(work, flat.shape[1], threads, LANES)
+        return np.moveaxis(out.reshape(kernels.METRICS, n_years, 2, *values.shape[:-1]), (0, 1, 2), (-3, -2, -1))
 
     inputs = [series]
     if weights is not None:
@@ -229,7 +230,7 @@ def metrics(
         exclude_dims={"time"},
         dask="parallelized",
         output_dtypes=[np.float32],
-        dask_gufunc_kwargs={"output_sizes": {"metric": 12, "year": n_years, "cycle": 2}},
+        dask_gufunc_kwargs={"output_sizes": {"metric": kernels.METRICS, "year": n_years, "cycle": 2}},
     )
     stacked = stacked.transpose("metric", "year", "cycle", "y", "x")
     stacked = stacked.assign_coords(year=np.array(wanted, np.int64), cycle=np.array([1, 2], np.int64))
@@ -256,7 +257,7 @@ def _dataset(stacked: xr.DataArray, name: str, thresholds: tuple[float, float, f
             stacked.isel(metric=i), kind="date", units="days since 1970-01-01", long_name=long_name
         )
         variables[f"{date}_doy"] = describe(
-            xr.apply_ufunc(_day_of_year, stacked.isel(metric=i), dask="parallelized", output_dtypes=[np.float32]),
+            stacked.isel(metric=12 + i),
             kind="date",
             units="d",
             long_name=f"{long_name}, day of the year in which it falls",
@@ -290,12 +291,7 @@ def _dataset(stacked: xr.DataArray, name: str, thresholds: tuple[float, float, f
     return xr.Dataset(variables)
 
 
-def _day_of_year(days: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """Day of the year, 1 January = 1, of days since 1970-01-01; NaN stays NaN.
-
-    The year is the one of the nearest whole day, so that date and day of the year agree when both are rounded.
-    """
-    valid = np.isfinite(days)
-    whole = np.floor(np.where(valid, days, 0) + 0.5).astype("datetime64[D]")
-    start = whole.astype("datetime64[Y]").astype("datetime64[D]").astype(np.float64)
-    return np.where(valid, days - start + 1, np.nan).astype(np.float32)
+def _new_years(years: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Days since 1970-01-01 of the first days of all years into which dates of cycles that peak in `years` can fall."""
+    around = np.arange(years[0] - 3, years[-1] + 4)
+    return (around - 1970).astype("datetime64[Y]").astype("datetime64[D]").astype(np.int64)

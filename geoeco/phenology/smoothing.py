@@ -19,7 +19,7 @@ METHODS: tuple[str, ...] = ("whittaker", "savitzky-golay", "double-logistic")
 
 STEP_DAYS = 5
 #: Whittaker's lambda for a daily grid; see docs/phenology.md for how it was chosen.
-LAMBDA = 1_000.0
+LAMBDA = 500.0
 #: Lambdas (daily grid) among which the V-curve chooses.
 LAMBDA_GRID = tuple(10.0 ** (0.5 * i) for i in range(9))
 
@@ -65,7 +65,7 @@ def smooth(
         Weights of the looks, as `series`; 0 leaves a look out (Savitzky-Golay knows no others).
     lmbda : float, optional
         Whittaker's lambda, stated for a grid of `lmbda_step` days; by default chosen for each pixel by the V-curve
-        (for the double logistic's first guess: 1000).
+        (for the double logistic's first guess: 500).
     lmbda_step : float
         Step in days that `lmbda` is stated for. It is scaled to `step_days` by the third power (16 days to daily:
         x 4096), so that the curve gets neither stiffer nor looser when the step changes.
@@ -95,6 +95,7 @@ def smooth(
     Environment 91, 332-344; Beck et al. (2006), Remote Sensing of Environment 100, 321-334, equation 3.
     """
     from geoeco.phenology import kernels
+    from geoeco.phenology.lanes import LANES
 
     if method not in METHODS:
         raise InputError(f"there is no smoother {method!r}", what_to_do=f"use one of {', '.join(METHODS)}")
@@ -104,23 +105,24 @@ def smooth(
     window = _window(window_days, step_days, grid.count)
     if envelope < 0:
         raise InputError(f"envelope counts rounds and must not be negative, not {envelope}")
-    rules = kernels.Rules(0, 0.0, 0.0, 0.0, 0.0, 185.0, 0.1, 0.35, 2, 0.0, 0.0, 0.0, False)
+    rules = kernels.Rules(0, 0.0, 0.0, 0.0, 0.0, 185.0, 0.12, 0.25, 2, 0.0, 0.0, 0.0, method == "double-logistic")
 
     def block(values: npt.NDArray[Any], given: npt.NDArray[Any] | None = None) -> npt.NDArray[np.float32]:
-        flat = stacks.flat(values, values.dtype)
+        flat = stacks.flat(values, np.float32)
         weight = stacks.no_pixels() if given is None else stacks.flat(given, np.float32)
-        out = np.empty((grid.count, flat.shape[1]), np.float32 if method == "whittaker" else np.float64)
+        out = np.empty((grid.count, flat.shape[1]), np.float32 if method != "savitzky-golay" else np.float64)
 
         def work(start: int, stop: int) -> None:
             if method == "savitzky-golay":
                 kernels.fill_range(flat, weight, start, stop, grid.day, grid.step, out)
                 out[:, start:stop] = _savitzky_golay(out[:, start:stop], window, envelope)
                 return
-            kernels.smooth_range(flat, weight, start, stop, grid.left, grid.fraction, lams, envelope, out)
-            if method == "double-logistic":
-                kernels.logistic_range(flat, weight, start, stop, grid.day, grid.step, envelope, rules, out)
+            kernels.smooth_range(
+                flat, weight, start, stop, grid.day, grid.left, grid.fraction, grid.step, lams, envelope,
+                kernels.PRIOR, rules, out,
+            )  # fmt: skip
 
-        stacks.each_range(work, flat.shape[1], threads, kernels.TILE)
+        stacks.each_range(work, flat.shape[1], threads, LANES)
         return np.moveaxis(out.reshape(grid.count, *values.shape[:-1]), 0, -1).astype(np.float32)
 
     inputs = [series] if weights is None else [series, stacks.aligned(weights, series, "weights")]

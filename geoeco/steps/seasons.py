@@ -39,14 +39,14 @@ class SeasonsSettings(StepSettings):
         min_length=1,
         description="consecutive calendar years of the peaks; all that the imagery touches when not given",
     )
-    lmbda: float | None = Field(None, gt=0, description="smoothing for daily steps; by V-curve when not given")
+    lmbda: float | None = Field(None, gt=0, description="smoothing for daily steps; 500 when not given")
     curve: Literal["whittaker", "double-logistic"] = Field(
-        "whittaker", description="what dates are read from; double-logistic is more exact and slower"
+        "double-logistic", description="what dates are read from; whittaker is faster and rounds the feet of cycles"
     )
     thresholds: tuple[float, float, float] = Field(
         (0.15, 0.5, 0.9), description="fractions of the amplitude for greenup, midgreenup and maturity, and back"
     )
-    min_amplitude: float = Field(0.1, gt=0, description="smallest rise and fall of a cycle, in units of the index")
+    min_amplitude: float = Field(0.12, gt=0, description="smallest rise and fall of a cycle, in units of the index")
 
     @field_validator("years")
     @classmethod
@@ -67,6 +67,7 @@ class SeasonsVerb(RasterVerb):
     """Find the seasons of every pixel."""
 
     name: ClassVar[str] = "seasons"
+    version: ClassVar[int] = 2
     Settings = SeasonsSettings
     uses_grid: ClassVar[bool] = True
     uses_block_size: ClassVar[bool] = True
