@@ -118,7 +118,8 @@ def test_random_weights_are_those_of_the_recipes_seed_and_never_those_of_the_bun
 
     first = features(out)
     assert first["chance"] != first["first"]
-    again = recipe(world, seed=("name: scores", "name: scores\nseed: 7"))
+    quick = ("max_epochs: 3", "protocols: [knn]\n    splits: [random]")
+    again = recipe(world, seed=("name: scores", "name: scores\nseed: 7"), quick=quick)
     again.run(tmp_path / "out")
     assert features(tmp_path / "out")["chance"] != first["chance"]
     assert features(tmp_path / "out")["first"] == first["first"]
@@ -170,9 +171,12 @@ def test_labels_that_no_task_reads_do_not_matter(world, tmp_path):
     assert plans[0] == plans[1]
 
 
-TRAINED = RECIPE.replace("first: bundles/first", "seco: seco").replace(
-    "steps:",
-    """steps:
+TRAINED = (
+    RECIPE.replace("first: bundles/first", "seco: seco")
+    .replace("max_epochs: 3", "protocols: [knn]")
+    .replace(
+        "steps:",
+        """steps:
   - verb: pretrain
     name: seco
     store: chips
@@ -184,6 +188,7 @@ TRAINED = RECIPE.replace("first: bundles/first", "seco: seco").replace(
     batch: 16
     queue: 16
     device: cpu""",
+    )
 )
 
 
