@@ -95,6 +95,8 @@ class PeriodSettings(BaseModel):
 class EmbedSettings(StepSettings):
     """Which model, on which windows, and what is made of the embeddings."""
 
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device"})
+
     verb: Literal["embed"] = "embed"
     bundle: RecipePath = Field(description="name of a pretrain step, or folder of a model bundle")
     cube: str | None = Field(None, description="name of the cube step; the nearest one before when not given")
