@@ -1,21 +1,29 @@
-"""Learning: data sets of season chips, views, tasks, model bundles, probes. Needs the extra ``ml``."""
+"""Learning: data sets of season chips for torch, contrastive training, bundles, evaluation. Needs the extra ``ml``.
+
+What is offered is imported when it is first used: a process that only reads chips for a training needs neither
+networks nor trainers.
+"""
 
 from __future__ import annotations
 
-from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.chip_dataset import ChipDataset
-from geoeco.training.datamodule import ChipDataModule
-from geoeco.training.embeddings import embed_chips, location_features
-from geoeco.training.evaluation import ProbeTask, evaluate, untrained
-from geoeco.training.folds import Fold, block_folds, random_folds
-from geoeco.training.pretraining import pretrain
-from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
-from geoeco.training.samplers import LocationBatches, location_weights
-from geoeco.training.scoring import scores
-from geoeco.training.season_contrast import SeasonContrast
-from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
-from geoeco.training.views import FourViews, MoCoViews, SeasonViews
-from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from geoeco.training.bundles import ModelBundle, Normalisation
+    from geoeco.training.chip_dataset import ChipDataset
+    from geoeco.training.datamodule import ChipDataModule
+    from geoeco.training.embeddings import embed_chips, location_features
+    from geoeco.training.evaluation import ProbeTask, evaluate, untrained
+    from geoeco.training.folds import Fold, block_folds, random_folds
+    from geoeco.training.pretraining import pretrain
+    from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
+    from geoeco.training.samplers import LocationBatches, location_weights
+    from geoeco.training.scoring import scores
+    from geoeco.training.season_contrast import SeasonContrast
+    from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
+    from geoeco.training.views import FourViews, MoCoViews, SeasonViews
+    from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
 __all__ = [
     "ChipDataModule",
@@ -49,3 +57,48 @@ __all__ = [
     "seco_eco_normalisation",
     "untrained",
 ]
+
+_HOME = {
+    "ChipDataModule": "geoeco.training.datamodule",
+    "ChipDataset": "geoeco.training.chip_dataset",
+    "ChipStatistics": "geoeco.training.statistics",
+    "Fold": "geoeco.training.folds",
+    "FoldResult": "geoeco.training.probes",
+    "FourViews": "geoeco.training.views",
+    "LoadedWeights": "geoeco.training.weights",
+    "LocationBatches": "geoeco.training.samplers",
+    "MoCoViews": "geoeco.training.views",
+    "ModelBundle": "geoeco.training.bundles",
+    "Normalisation": "geoeco.training.bundles",
+    "ProbeResult": "geoeco.training.probes",
+    "ProbeTask": "geoeco.training.evaluation",
+    "SeasonContrast": "geoeco.training.season_contrast",
+    "SeasonViews": "geoeco.training.views",
+    "block_folds": "geoeco.training.folds",
+    "chip_statistics": "geoeco.training.statistics",
+    "embed_chips": "geoeco.training.embeddings",
+    "evaluate": "geoeco.training.evaluation",
+    "hub_bundle": "geoeco.training.weights",
+    "knn_probe": "geoeco.training.probes",
+    "linear_probe": "geoeco.training.probes",
+    "load_weights": "geoeco.training.weights",
+    "location_features": "geoeco.training.embeddings",
+    "location_weights": "geoeco.training.samplers",
+    "pretrain": "geoeco.training.pretraining",
+    "random_folds": "geoeco.training.folds",
+    "scores": "geoeco.training.scoring",
+    "seco_eco_normalisation": "geoeco.training.statistics",
+    "untrained": "geoeco.training.evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'geoeco.training' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
