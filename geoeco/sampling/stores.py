@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
@@ -41,7 +41,8 @@ from geoeco.sensors import sentinel2
 __all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "store_chips", "write_chips"]
 
 #: Chips are read far more often than they are written, and what they wait for is decoding: bit-shuffled LZ4.
-_CODEC, _LEVEL = "lz4", 5
+_CODEC: Literal["lz4"] = "lz4"
+_LEVEL = 5
 _MIB = 1 << 20
 
 
