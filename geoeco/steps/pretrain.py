@@ -192,9 +192,7 @@ class PretrainVerb(ModelVerb):
     def model(self, settings: PretrainSettings, context: PlanContext) -> PlannedModel:
         """What the bundle will be, from the network's shape alone."""
         try:
-            import torch
-
-            from geoeco.models import create_backbone
+            from geoeco.training import expect_encoder
         except ImportError as error:
             raise InputError(
                 f"training needs packages that are not installed: {error}",
@@ -202,9 +200,7 @@ class PretrainVerb(ModelVerb):
                 what_to_do="pip install 'geoeco[ml]'",
                 code="extra",
             ) from error
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            network = create_backbone(settings.backbone, len(settings.all_bands), norm_splits=settings.norm_splits)
-        state = network.state_dict().values()
+        expected = expect_encoder(settings.backbone, len(settings.all_bands), norm_splits=settings.norm_splits)
         return PlannedModel(
             name=settings.step,
             bands=settings.all_bands,
@@ -212,8 +208,8 @@ class PretrainVerb(ModelVerb):
             resolution=10.0,
             size=settings.size,
             task="embedding",
-            features=int(network.num_features),  # type: ignore[arg-type]
-            weight_bytes=sum(value.numel() * value.element_size() for value in state),
+            features=expected.features,
+            weight_bytes=expected.weight_bytes,
         )
 
     def run(self, settings: PretrainSettings, task: Task, context: TaskContext) -> TaskResult:
@@ -337,9 +333,9 @@ def training_memory(settings: PretrainSettings, weight_bytes: int, *, on_gpu: bo
 
 def _on_gpu(settings: PretrainSettings) -> bool:
     """Whether the training will run on a GPU, as far as can be told on the machine that plans."""
-    import torch
+    from geoeco.training import has_gpu
 
-    return settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    return settings.device == "cuda" or (settings.device == "auto" and has_gpu())
 
 
 def _check_chips(settings: PretrainSettings, chips: ChipsSettings) -> None:

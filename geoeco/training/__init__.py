@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from geoeco.training.datamodule import ChipDataModule
     from geoeco.training.embeddings import embed_chips, location_features
     from geoeco.training.evaluation import ProbeTask, evaluate, untrained
+    from geoeco.training.expectations import ExpectedEncoder, expect_encoder, has_gpu
     from geoeco.training.folds import Fold, block_folds, random_folds
     from geoeco.training.pretraining import pretrain
     from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
@@ -29,6 +30,7 @@ __all__ = [
     "ChipDataModule",
     "ChipDataset",
     "ChipStatistics",
+    "ExpectedEncoder",
     "Fold",
     "FoldResult",
     "FourViews",
@@ -45,6 +47,8 @@ __all__ = [
     "chip_statistics",
     "embed_chips",
     "evaluate",
+    "expect_encoder",
+    "has_gpu",
     "hub_bundle",
     "knn_probe",
     "linear_probe",
@@ -62,6 +66,7 @@ _HOME = {
     "ChipDataModule": "geoeco.training.datamodule",
     "ChipDataset": "geoeco.training.chip_dataset",
     "ChipStatistics": "geoeco.training.statistics",
+    "ExpectedEncoder": "geoeco.training.expectations",
     "Fold": "geoeco.training.folds",
     "FoldResult": "geoeco.training.probes",
     "FourViews": "geoeco.training.views",
@@ -78,6 +83,8 @@ _HOME = {
     "chip_statistics": "geoeco.training.statistics",
     "embed_chips": "geoeco.training.embeddings",
     "evaluate": "geoeco.training.evaluation",
+    "expect_encoder": "geoeco.training.expectations",
+    "has_gpu": "geoeco.training.expectations",
     "hub_bundle": "geoeco.training.weights",
     "knn_probe": "geoeco.training.probes",
     "linear_probe": "geoeco.training.probes",
