@@ -102,6 +102,7 @@ class PretrainSettings(StepSettings):
     dim: int = Field(128, ge=1, description="length of the projections")
     key_momentum: float = Field(0.999, ge=0, le=1, description="share that the key branch keeps of itself")
     norm_splits: int = Field(1, ge=1, description="parts of a batch with statistics of their own")
+    group_norm: bool = Field(False, description="normalise within each sample, in place of batch normalisation")
     initial_weights: str | None = Field(
         None, description="torchgeo's name of weights, or a file; random when not given"
     )
@@ -135,6 +136,8 @@ class PretrainSettings(StepSettings):
             raise ValueError("views make NDVI anew from B04 and B08: add these bands, or set views.ndvi to leave")
         if self.queue is not None and self.method != "none" and self.queue % self.batch:
             raise ValueError(f"the queue of {self.queue} is no multiple of the batch of {self.batch}")
+        if self.group_norm and self.norm_splits > 1:
+            raise ValueError("group_norm leaves no batch normalisation to split: leave norm_splits at 1")
         if self.batch % self.norm_splits:
             raise ValueError(f"norm_splits of {self.norm_splits} does not divide the batch of {self.batch}")
         return self
@@ -200,7 +203,12 @@ class PretrainVerb(ModelVerb):
                 what_to_do="pip install 'geoeco[ml]'",
                 code="extra",
             ) from error
-        expected = expect_encoder(settings.backbone, len(settings.all_bands), norm_splits=settings.norm_splits)
+        expected = expect_encoder(
+            settings.backbone,
+            len(settings.all_bands),
+            norm_splits=settings.norm_splits,
+            group_norm=settings.group_norm,
+        )
         return PlannedModel(
             name=settings.step,
             bands=settings.all_bands,
@@ -241,6 +249,7 @@ class PretrainVerb(ModelVerb):
             dim=settings.dim,
             key_momentum=settings.key_momentum,
             norm_splits=settings.norm_splits,
+            group_norm=settings.group_norm,
             initial_weights=_initial(settings.initial_weights, context),
             bare_weight=settings.bare_weight,
             favoured=_favoured(task.payload.get("favoured")),

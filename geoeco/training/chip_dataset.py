@@ -94,7 +94,7 @@ class ChipDataset(NonGeoDataset):
     size : int, optional
         Side of the window that is cut from each chip, in pixels; the whole chip when not given.
     crop : {"centre", "random"}
-        Where the window is cut. Random windows follow torch's seed, or `seed` where `dates` are drawn.
+        Where the window is cut. Random windows follow torch's seed; of a `Draw`, and where `dates` are drawn, `seed`.
     min_valid : float
         Chips with a smaller part of valid pixels (``valid_fraction`` of the table) count as not there.
     min_seasons : int
@@ -121,6 +121,8 @@ class ChipDataset(NonGeoDataset):
         The locations, in order.
     left_out : tuple of str
         Locations with too few usable seasons.
+    resolution : float
+        Metres.
 
     Raises
     ------
@@ -191,12 +193,13 @@ class ChipDataset(NonGeoDataset):
         stored_seasons = [str(season) for season in chips["season"].values]
         self._seasons = _positions(seasons, stored_seasons, "season", self.store)
         self.seasons = tuple(stored_seasons[i] for i in self._seasons)
-        if stored and NDVI in self.all_bands and not set(_NDVI_BANDS) <= set(self.all_bands):
+        if stored and not self.can_be_stored:
             raise InputError(
                 f"NDVI is made on the device from {' and '.join(_NDVI_BANDS)}, which are not among the bands",
                 where=self.store,
                 what_to_do="add them, or leave stored out",
             )
+        self.resolution = float(chips.attrs["resolution"])
         stored_size = int(chips.sizes["x"])
         self.size = stored_size if size is None else int(size)
         if not 1 <= self.size <= stored_size:
@@ -257,6 +260,11 @@ class ChipDataset(NonGeoDataset):
         return tuple(stored[i] for i in chosen) + ((NDVI,) if self._ndvi else ())
 
     @property
+    def can_be_stored(self) -> bool:
+        """Whether `decode` can make all bands: those that NDVI is made of are there, if it is."""
+        return NDVI not in self.all_bands or set(_NDVI_BANDS) <= set(self.all_bands)
+
+    @property
     def has_ndvi(self) -> bool:
         """Whether the store has the bands that NDVI is made of, be it among `all_bands` or not."""
         return self._ndvi_source is not None
@@ -299,7 +307,8 @@ class ChipDataset(NonGeoDataset):
         """Return one location's sample; see the class for its keys."""
         place, epoch = (index.position, index.epoch) if isinstance(index, Draw) else (index, 0)
         position = range(len(self))[place]
-        random = self._generator(position, epoch) if self.dates is not None else None
+        drawn = self.dates is not None or isinstance(index, Draw)
+        random = self._generator(position, epoch) if drawn else None
         seasons = self._draw(position, random)
         top, left = self._corner(random)
         notes: dict[str, Tensor] = {

@@ -1,31 +1,29 @@
 """Pretraining of an encoder on season chips, from a store to a model bundle; goes on where it was stopped.
 
-The recipe of it all: settings, Lightning's trainer, checkpoints. The parts are the other modules of this room and
+The recipe of it all: settings, what is checked before, the bundle. The parts are the other modules of this room and
 `geoeco.models`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback
 
 from geoeco.cubes.shards import Objects
-from geoeco.errors import InputError, OutputError
+from geoeco.errors import InputError
 from geoeco.models import MoCo, SeCo, create_backbone
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.checkpoints import CheckpointFiles, LearningCurve, Resumed, find_checkpoint
+from geoeco.training.checkpoints import LearningCurve
 from geoeco.training.chip_dataset import ChipDataset
 from geoeco.training.datamodule import ChipDataModule
+from geoeco.training.fitting import fit, reading_processes, uses_gpu
 from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.season_contrast import Schedule, SeasonContrast
 from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
@@ -63,6 +61,7 @@ def pretrain(
     dim: int = 128,
     key_momentum: float = 0.999,
     norm_splits: int = 1,
+    group_norm: bool = False,
     initial_weights: str | None = None,
     bare_weight: float = 1.0,
     favoured: Sequence[str] | Mapping[str, float] = (),
@@ -100,7 +99,7 @@ def pretrain(
     size : int
         Pixels along a side of the views.
     views : mapping, optional
-        Further settings of `geoeco.training.SeasonViews`.
+        Further settings of `geoeco.training.SeasonViews`, all but ``bands`` and ``size``.
     normalisation : {"measured", "seco-eco"} or Normalisation
         Mean and spread of the training locations, `chip_statistics`; or the scale of SeCo-Eco's authors,
         `seco_eco_normalisation`. Measured is the default, because it makes no assumption about the units in which the
@@ -124,7 +123,7 @@ def pretrain(
         Length of the projections.
     key_momentum : float
         Share of itself that the key branch keeps in a step.
-    norm_splits : int
+    norm_splits, group_norm
         As of `geoeco.models.create_backbone`.
     initial_weights : str, optional
         As the source of `load_weights`; random when not given, as published.
@@ -176,7 +175,7 @@ def pretrain(
     (2020), MoCo v2, arXiv 2003.04297. Goyal et al. (2017), arXiv 1706.02677.
     """
     root = Path(folder)
-    on_gpu = _uses_gpu(device)
+    on_gpu = uses_gpu(device)
     if method not in ("seco", "moco", "none"):
         raise InputError(f"method is {method!r}", what_to_do="use 'seco', 'moco' or 'none'")
     if epochs < 1 or checkpoint_every < 1 or not lr > 0:
@@ -184,8 +183,14 @@ def pretrain(
     data = ChipDataset(
         store, names=names, bands=bands, min_valid=min_valid, dates=2 if method == "moco" else 3, seed=seed
     )
-    view_settings = {"size": size, **(views or {})}
-    make_views = (MoCoViews if method == "moco" else SeasonViews)(data.all_bands, **view_settings)
+    make_views = _make_views(method, data.all_bands, size, views or {})
+    if method != "none":
+        make_views.check_chips(data.size)
+    if method != "none" and norm_splits > 1 and batch % norm_splits:
+        raise InputError(
+            f"norm_splits of {norm_splits} does not divide the batch of {batch}",
+            what_to_do="choose a batch that norm_splits divides",
+        )
     keys = _queue_size(queue, batch, len(data), method)
     scale, measured = _normalisation(normalisation, data, bare_weight)
     ndvi = measured.mean_ndvi if measured is not None and bare_weight != 1.0 else None
@@ -193,6 +198,8 @@ def pretrain(
     arguments: dict[str, Any] = {"name": backbone, "in_channels": len(data.all_bands)}
     if norm_splits != 1:
         arguments["norm_splits"] = norm_splits
+    if group_norm:
+        arguments["group_norm"] = True
     settings = {
         "method": method,
         "backbone": arguments,
@@ -224,6 +231,9 @@ def pretrain(
         torch.manual_seed(seed)
         encoder = create_backbone(**arguments)
         notes: dict[str, Any] = {"method": method, "locations": len(data), "settings": settings}
+        if method != "none":
+            # crops of different area are brought to one size
+            notes["view_pixels_m"] = make_views.pixel_sizes(data.size, data.resolution)
         if initial_weights is not None:
             notes["initial_weights_sha256"] = load_weights(encoder, initial_weights).digest
         if batches is None:
@@ -250,12 +260,13 @@ def pretrain(
             if compile_networks:
                 model.backbone.compile()
                 model.key_backbone.compile()
-            data.stored = _can_be_left_stored(data)
-            module = ChipDataModule(data, batches, workers=_workers(workers, on_gpu), pin_memory=on_gpu)
-            _fit(
+            data.stored = data.can_be_stored
+            module = ChipDataModule(data, batches, workers=reading_processes(workers, on_gpu), pin_memory=on_gpu)
+            fit(
                 task,
                 module,
                 root,
+                LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch),
                 key=training_hash,
                 every=checkpoint_every,
                 on_gpu=on_gpu,
@@ -271,6 +282,7 @@ def pretrain(
         bands=data.all_bands,
         normalisation=scale,
         size=size,
+        resolution=data.resolution,
         training_hash=training_hash,
         name=name or method,
         description=_description(method, backbone, len(data), initial_weights),
@@ -280,82 +292,19 @@ def pretrain(
     return bundle
 
 
-def _fit(
-    task: SeasonContrast,
-    data: ChipDataModule,
-    root: Path,
-    *,
-    key: str,
-    every: int,
-    on_gpu: bool,
-    precision: str,
-    saved: Callable[[Path], None] | None,
-    callbacks: Sequence[Callback],
-) -> None:
-    """Train to the end, from the last checkpoint of this training if there is one."""
-    resumed = find_checkpoint(root / "checkpoints", key)
-    batches = data.batches
-    curve = LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch)
-    if resumed is not None and resumed.step >= len(batches):
-        _take_up(task, curve, resumed)
-        return
-    batches.start = resumed.step if resumed is not None else 0
-    if resumed is None:
-        # of a training that was not gone on from
-        for events in (root / "logs").glob("events.out.tfevents.*"):
-            events.unlink()
-    files = CheckpointFiles(root / "checkpoints", every, key, None if saved is None else lambda _: saved(root))
-    bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
-    trainer = Trainer(
-        accelerator="cuda" if on_gpu else "cpu",
-        devices=1,
-        # one process, also where a batch system suggests more
-        plugins=[LightningEnvironment()],
-        precision="bf16-mixed" if bf16 else "32-true",
-        max_epochs=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=TensorBoardLogger(str(root / "logs"), name="", version="", purge_step=batches.start or None),
-        callbacks=[curve, *callbacks, files],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=str(root),
-        log_every_n_steps=1,
-    )
-    with warnings.catch_warnings():
-        # the batches begin at the step of the checkpoint, which Lightning cannot know
-        warnings.filterwarnings("ignore", message=r".*your dataloader is.not resumable.*")
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        path = str(resumed.path) if resumed is not None else None
-        trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
-    if trainer.global_step != len(batches):
-        raise OutputError(
-            f"the training ended after {trainer.global_step} of {len(batches)} steps",
-            where=str(root),
-            what_to_do="run it again: it goes on from its last checkpoint",
-            code="stopped",
+def _make_views(method: str, bands: Sequence[str], size: int, further: Mapping[str, Any]) -> SeasonViews | MoCoViews:
+    kind = MoCoViews if method == "moco" else SeasonViews
+    known = set(inspect.signature(kind).parameters) - {"bands", "size"}
+    wrong = sorted(set(further) - known)
+    if wrong:
+        raise InputError(
+            f"views have no setting {wrong[0]!r}",
+            what_to_do="size is an argument of its own, and bands too"
+            if wrong[0] in ("size", "bands")
+            else f"settings: {', '.join(sorted(known))}",
         )
-
-
-def _take_up(task: SeasonContrast, curve: LearningCurve, resumed: Resumed) -> None:
-    """Load a training that had come to its end."""
-    task.load_state_dict(resumed.state["state_dict"])
-    curve.load_state_dict(resumed.state["callbacks"][curve.state_key])
-    curve.write()
-
-
-def _uses_gpu(device: str) -> bool:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device is {device!r}", what_to_do="use 'auto', 'cpu' or 'cuda'")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("there is no CUDA device", what_to_do="use device: auto or cpu", code="device")
-    return device != "cpu" and torch.cuda.is_available()
-
-
-def _workers(workers: int | None, on_gpu: bool) -> int:
-    if workers is not None:
-        return workers
-    return min(16, os.cpu_count() or 1) if on_gpu else 0
+    made: SeasonViews | MoCoViews = kind(bands, size=size, **further)
+    return made
 
 
 def _queue_size(queue: int | None, batch: int, locations: int, method: str) -> int:
@@ -400,10 +349,6 @@ def _training_hash(data: ChipDataset, settings: Mapping[str, Any], key: str) -> 
     digest = hashlib.sha256(hashlib.sha256(table).digest())
     digest.update(json.dumps([sorted(data.names), settings, key], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _can_be_left_stored(data: ChipDataset) -> bool:
-    return "ndvi" not in data.all_bands or {"B04", "B08"} <= set(data.all_bands)
 
 
 def _description(method: str, backbone: str, locations: int, initial_weights: str | None) -> str:

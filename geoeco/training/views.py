@@ -101,6 +101,21 @@ class _DateViews(nn.Module):
         metres = side * resolution / self.settings["size"]
         return smallest * metres, largest * metres
 
+    def check_chips(self, side: int) -> None:
+        """Refuse chips of fewer pixels along a side than the blur reaches.
+
+        Raises
+        ------
+        InputError
+            If they are too small.
+        """
+        if side <= self._blur_radius:
+            raise InputError(
+                f"chips of {side} x {side} pixels are too small to blur",
+                where="views",
+                what_to_do=f"use chips of more than {self._blur_radius} pixels, or a smaller blur_sigma",
+            )
+
     def _dates(self, image: Tensor, needed: int) -> Tensor:
         bands = len(self._places)
         fits = image.ndim == 5 and len(image) and image.shape[1] >= needed and image.shape[2] == bands
@@ -110,12 +125,7 @@ class _DateViews(nn.Module):
                 where="views",
                 what_to_do=f"give reflectance (N, {needed}, {bands}, y, x) as floats, N at least 1",
             )
-        if min(image.shape[-2:]) <= self._blur_radius:
-            raise InputError(
-                f"chips of {image.shape[-2]} x {image.shape[-1]} pixels are too small to blur",
-                where="views",
-                what_to_do=f"use chips of more than {self._blur_radius} pixels, or a smaller blur_sigma",
-            )
+        self.check_chips(min(image.shape[-2:]))
         return image.float()
 
     def _augmented(self, image: Tensor) -> Tensor:

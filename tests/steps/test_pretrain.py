@@ -17,7 +17,7 @@ from geoeco.engine import RunStore  # noqa: E402
 from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.pretrain import PretrainSettings, training_memory  # noqa: E402
-from geoeco.training import ModelBundle, pretrain, pretraining  # noqa: E402
+from geoeco.training import ModelBundle, fitting, pretrain, pretraining  # noqa: E402
 from tests.training.stores import pixels, store_of  # noqa: E402
 
 RECIPE = """
@@ -98,7 +98,7 @@ def test_a_second_run_does_nothing_and_a_lost_bundle_is_made_again_from_the_chec
     assert recipe(folder).run(run.store.root).exit_code == 0
     assert not calls
     run.store.remove("pretrain/bundle")
-    monkeypatch.setattr(pretraining.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(fitting.Trainer, "fit", lambda *a, **k: pytest.fail("trained again"))
     assert recipe(folder).run(run.store.root).exit_code == 0
     assert calls == [1]
     assert run.store.read_bytes("pretrain/bundle/model.safetensors") == before
@@ -128,10 +128,11 @@ def test_a_run_that_was_stopped_goes_on_from_its_last_checkpoint(folder, run, tm
 
 def test_an_edited_recipe_does_not_go_on_with_the_training_of_another(folder, tmp_path):
     recipe(folder).run(tmp_path)
-    with pytest.warns(UserWarning, match="of another training"):
-        done = recipe(folder, "steps.0.temperature=0.07").run(tmp_path, rebuild=True)
+    done = recipe(folder, "steps.0.temperature=0.07").run(tmp_path, rebuild=True)
     assert done.exit_code == 0
     assert done.open("pretrain").notes["settings"]["temperature"] == 0.07
+    table = pd.read_csv(io.BytesIO(done.store.read_bytes("pretrain/logs/metrics.csv")))
+    assert table["step"].tolist() == [0, 1, 2, 3]
 
 
 def test_the_control_without_training_says_so(folder, tmp_path):
@@ -139,6 +140,20 @@ def test_the_control_without_training_says_so(folder, tmp_path):
     assert run.exit_code == 0
     assert run.open("pretrain").notes["weights"].startswith("random")
     assert not run.store.exists("pretrain/logs/metrics.csv")
+
+
+def test_group_norm_is_planned_and_trained(folder, tmp_path):
+    changed = recipe(folder, "steps.0.group_norm=true", "steps.0.epochs=1")
+    step = changed.plan().steps[0]
+    run = changed.run(tmp_path)
+    assert run.exit_code == 0
+    bundle = run.open("pretrain")
+    assert bundle.arguments["group_norm"] is True
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in bundle.module.modules())
+    weights = sum(value.numel() * value.element_size() for value in bundle.module.state_dict().values())
+    assert step.verb.model(step.settings, None).weight_bytes == weights
+    with pytest.raises(RecipeError, match="no batch normalisation to split"):
+        recipe(folder, "steps.0.group_norm=true", "steps.0.norm_splits=2")
 
 
 def test_what_changes_the_result_changes_the_hash_and_nothing_else_does(folder):

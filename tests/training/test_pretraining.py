@@ -255,6 +255,13 @@ def test_further_options_reach_the_training(store, tmp_path):
     ModelBundle.load(tmp_path / "bundle")
 
 
+def test_a_bundle_tells_between_which_pixel_sizes_its_views_lay(store, tmp_path):
+    bundle = pretrain(store, tmp_path, **{**SETTINGS, "size": 8, "epochs": 1}, views={"scale": (0.25, 1.0)})
+    # chips of 16 pixels of 10 m: a quarter of the area is half of the side
+    assert bundle.notes["view_pixels_m"] == pytest.approx([10.0, 20.0])
+    assert ModelBundle.load(tmp_path / "bundle").notes["view_pixels_m"] == bundle.notes["view_pixels_m"]
+
+
 def test_reading_processes_change_nothing(store, tmp_path):
     short = {**SETTINGS, "epochs": 1}
     pretrain(store, tmp_path / "a", **short)
@@ -283,6 +290,12 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path):
         ({"device": "tpu"}, "device is"),
         ({"names": ["nowhere"]}, "no location"),
         ({"size": 0}, "size is 0"),
+        ({"views": {"size": 8}}, "size is an argument of its own"),
+        ({"views": {"bands": ("B02",)}}, "no setting 'bands'"),
+        ({"views": {"blur": 1}}, "views have no setting 'blur'.*blur_sigma"),
+        ({"views": {"blur_sigma": (0.1, 9.0)}}, "16 x 16 pixels are too small to blur"),
+        ({"norm_splits": 3}, "norm_splits of 3 does not divide the batch of 4"),
+        ({"norm_splits": 2, "group_norm": True}, "no batch normalisation to split"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_any_work(store, tmp_path, changes, what):
