@@ -5,7 +5,7 @@ Every contender starts from the same array in memory and ends with its file clos
 of the same pyramid in a thread pool, with NumPy and zstd alone, and lays out no file: what any writer has to do at
 least. geoeco also computes what the others leave out: statistics or pixel counts of every class, a checksum, the style.
 
-    python benchmarks/cog.py class
+    python benchmarks/cog.py            # both
     python benchmarks/cog.py float
 """
 
@@ -195,23 +195,32 @@ def run_rioxarray(case: str, state: tuple) -> dict:
     return megabytes(folder / "rioxarray.tif")
 
 
-if __name__ == "__main__":
-    # the case comes first on the command line, also in the processes that the harness starts
-    chosen = os.environ.setdefault("GEOECO_BENCH_CASE", next((a for a in sys.argv[1:] if a in NODATA), "class"))
-    title = {
-        "class": "COG of a class map, uint8, 16384 x 16384 px, ZSTD, overviews by mode",
-        "float": "COG of 8 bands, float32, 4096 x 4096 px, ZSTD with predictor, overviews by average",
-    }
-    setup = partial(load, chosen)
+TITLES = {
+    "class": "COG of a class map, uint8, 16384 x 16384 px, ZSTD, overviews by mode",
+    "float": "COG of 8 bands, float32, 4096 x 4096 px, ZSTD with predictor, overviews by average",
+}
+
+
+def measure(case: str, arguments: list[str]) -> None:
+    # the processes that the harness starts know the case by this
+    os.environ["GEOECO_BENCH_CASE"] = case
+    setup = partial(load, case)
     compare(
-        f"cog_{chosen}",
+        f"cog_{case}",
         [
-            Contender("threads + zstd, no file", partial(run_reference, chosen), setup, warmup=0),
+            Contender("threads + zstd, no file", partial(run_reference, case), setup, warmup=0),
             Contender("geoeco", run_geoeco, setup, warmup=0),
-            Contender("rio-cogeo", partial(run_rio_cogeo, chosen), setup, warmup=0, needs=("rio-cogeo",)),
-            Contender("rioxarray", partial(run_rioxarray, chosen), setup, warmup=0),
+            Contender("rio-cogeo", partial(run_rio_cogeo, case), setup, warmup=0, needs=("rio-cogeo",)),
+            Contender("rioxarray", partial(run_rioxarray, case), setup, warmup=0),
         ],
-        prepare=partial(prepare, chosen),
-        title=title[chosen],
-        arguments=[argument for argument in sys.argv[1:] if argument not in NODATA],
+        prepare=partial(prepare, case),
+        title=TITLES[case],
+        arguments=arguments,
     )
+
+
+if __name__ == "__main__":
+    known = os.environ.get("GEOECO_BENCH_CASE")
+    asked = [argument for argument in sys.argv[1:] if argument in NODATA]
+    for case in [known] if known else asked or list(NODATA):
+        measure(case, [argument for argument in sys.argv[1:] if argument not in NODATA])
