@@ -48,7 +48,7 @@ docs: $(ALL) ## the pages below docs/, as HTML in docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 bench: $(ALL) ## geoeco beside its peers (minutes)
-	@for script in $(filter-out benchmarks/harness.py,$(wildcard benchmarks/*.py)); do \
+	@for script in $(filter-out $(addprefix benchmarks/,harness.py imagery.py),$(wildcard benchmarks/*.py)); do \
 	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done
 
