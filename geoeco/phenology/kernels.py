@@ -40,6 +40,8 @@ _LEAST_NOISE = 0.003
 _LEAST_LOOKS = 8
 #: How far outside the years that are asked for the smooth curve may have a peak that the fit moves into them.
 _NEAR_DAYS = 40.0
+#: Pixels whose results are gathered before they are written.
+_STRIP = 256
 #: Beyond any day number.
 _FAR = 1e9
 
@@ -756,12 +758,11 @@ def summit(curve: Any, day: float, top: float, level: float, step: int) -> tuple
     share = 1.0 / step
     for way in (-1, 1):
         x = middle if way == 1 else middle - 1
-        k = -1
-        c0 = c1 = c2 = c3 = 0.0
+        k = min(max(x // step, 0), curve.size - 2)
+        c0, c1, c2, c3 = _cubic(curve, k)
         while 0 <= x <= last:
-            here = min(x // step, curve.size - 2)
-            if here != k:
-                k = here
+            if x > (k + 1) * step or x < k * step:
+                k += way
                 c0, c1, c2, c3 = _cubic(curve, k)
             u = (x - k * step) * share
             v = c0 + u * (c1 + u * (c2 + u * c3))
@@ -1201,8 +1202,8 @@ def _refine(
 
 
 @_jit
-def _finish(start: int, stop: int, origin: int, calendar: Any, out: Any) -> None:
-    """Count dates from 1970 and give their days of the year.
+def _finish(count: int, origin: int, calendar: Any, out: Any) -> None:
+    """Count the dates of the first `count` pixels from 1970 and give their days of the year.
 
     The year of a day is that of the nearest whole day, so that date and day of the year agree when both are rounded.
     `calendar` holds first days of years.
@@ -1211,7 +1212,7 @@ def _finish(start: int, stop: int, origin: int, calendar: Any, out: Any) -> None
         for rank in range(2):
             for i in range(7):
                 k = 0
-                for pixel in range(start, stop):
+                for pixel in range(count):
                     date = out[i, year, rank, pixel] + np.float32(origin)
                     out[i, year, rank, pixel] = date
                     if date == date:
@@ -1288,76 +1289,86 @@ def metrics_range(
     reach = int(rules.reach_days // step)
     lam = each(grid[0])
     no_weights = np.zeros((0, 0), np.float32)
-    for p0 in range(start, stop, LANES):
-        width = min(LANES, stop - p0)
-        load_looks(series, weights, p0, width, y, w0)
-        if red.shape[1] > 0:
-            load_looks(red, no_weights, p0, width, reds, unused)
-            load_looks(nir, no_weights, p0, width, nirs, unused)
+    # results are gathered in strips: rows of `out` lie far apart
+    found = np.zeros((METRICS, years.size - 1, 2, _STRIP), np.float32)
+    for strip in range(start, stop, _STRIP):
+        end = min(strip + _STRIP, stop)
+        for p0 in range(strip, end, LANES):
+            width = min(LANES, end - p0)
+            load_looks(series, weights, p0, width, y, w0)
+            if red.shape[1] > 0:
+                load_looks(red, no_weights, p0, width, reds, unused)
+                load_looks(nir, no_weights, p0, width, nirs, unused)
+                if snow.shape[1] > 0:
+                    for t in range(n_times):
+                        for j in range(width):
+                            w0[t, j] = 0.0 if snow[t, p0 + j] > 0 else w0[t, j]
+                for _ in range(2):
+                    screen(y, reds, nirs, w0, day, rules.screen_dip, rules.screen_change, work)
+            if rules.dip_depth > 0.0:
+                despike(y, w0, day, rules.dip_depth, rules.dip_span, 50, work)
             if snow.shape[1] > 0:
-                for t in range(n_times):
-                    for j in range(width):
-                        w0[t, j] = 0.0 if snow[t, p0 + j] > 0 else w0[t, j]
-            for _ in range(2):
-                screen(y, reds, nirs, w0, day, rules.screen_dip, rules.screen_change, work)
-        if rules.dip_depth > 0.0:
-            despike(y, w0, day, rules.dip_depth, rules.dip_span, 50, work)
-        if snow.shape[1] > 0:
-            set_snow(snow, p0, width, y, w0, snowy)
-        if grid.size > 1:
-            lam = v_curve(y, w0, knot, frac, grid, z, fitted, g, c)
-        solve(y, w0, knot, frac, lam, z, g, c)
-        at_dates(z, knot, frac, fitted)
-        for _ in range(rules.envelope):
-            reweight(y, w0, fitted, w)
-            solve(y, w, knot, frac, lam, z, g, c)
+                set_snow(snow, p0, width, y, w0, snowy)
+            if grid.size > 1:
+                lam = v_curve(y, w0, knot, frac, grid, z, fitted, g, c)
+            solve(y, w0, knot, frac, lam, z, g, c)
             at_dates(z, knot, frac, fitted)
-        store(noise, 0, _raise_floor(z, y, w0, fitted, rules.dormant_noise, work))
-        for j in range(width):
-            looks = 0
-            for t in range(n_times):
-                looks += 1 if w0[t, j] > 0.0 else 0
-            if looks < rules.min_looks:
-                w0[:, j] = 0.0
-            for k in range(n_knots):
-                curve[k] = z[k, j]
-            set_none(day, from_day, w0, j, years, rules.min_looks, rules.max_gap, last_day, p0 + j, out)
-            ends = believed(day, w0, j, step, n_knots)
-            if ends[1] <= ends[0]:
-                continue
-            n = find_peaks(
-                curve, ends[0], ends[1], reach, rules.min_amplitude, rules.min_range_share, peaks, left, right
-            )
-            for i in range(n):
-                peak_day, peak = extreme(curve, peaks[i], step, 1.0)
-                # a fit may move the peak over New Year
-                if not years[0] - _NEAR_DAYS <= peak_day < years[-1] + _NEAR_DAYS:
+            for _ in range(rules.envelope):
+                reweight(y, w0, fitted, w)
+                solve(y, w, knot, frac, lam, z, g, c)
+                at_dates(z, knot, frac, fitted)
+            store(noise, 0, _raise_floor(z, y, w0, fitted, rules.dormant_noise, work))
+            for j in range(width):
+                looks = 0
+                for t in range(n_times):
+                    looks += 1 if w0[t, j] > 0.0 else 0
+                if looks < rules.min_looks:
+                    w0[:, j] = 0.0
+                for k in range(n_knots):
+                    curve[k] = z[k, j]
+                set_none(day, from_day, w0, j, years, rules.min_looks, rules.max_gap, last_day, p0 - strip + j, found)
+                ends = believed(day, w0, j, step, n_knots)
+                if ends[1] <= ends[0]:
                     continue
-                describe(
-                    curve, day, from_day, y, w0, snowy, fitted, j, step, ends, (left[i], right[i]), peak_day, peak,
-                    levels, rules.top_noise * noise[0, j], waiting, bounds, cycle,
-                )  # fmt: skip
-                if rules.refine:
-                    first, last = bounds[2, waiting] - 5.0, bounds[3, waiting] + 5.0
-                    rows[waiting] = _gather(day, y, w0, j, first, last, waiting, days, ys, ws)
-                if not rules.refine or rows[waiting] < _LEAST_LOOKS:
-                    place(cycle, waiting, years, p0 + j, out)
-                    continue
-                top = cycle[7, waiting] + cycle[8, waiting]
-                _guess(p, waiting, bounds[4, waiting], top, bounds[5, waiting], cycle)
-                spread[0, waiting] = noise[0, j]
-                owner[waiting] = p0 + j
-                waiting += 1
-                if waiting == LANES:
-                    _refine(days, ys, ws, rows, waiting, p, spread, bounds, prior, levels, dates, work, cycle)
-                    for slot in range(waiting):
-                        place(cycle, slot, years, owner[slot], out)
-                    waiting = 0
-    if waiting > 0:
-        _refine(days, ys, ws, rows, waiting, p, spread, bounds, prior, levels, dates, work, cycle)
-        for slot in range(waiting):
-            place(cycle, slot, years, owner[slot], out)
-    _finish(start, stop, origin, calendar, out)
+                n = find_peaks(
+                    curve, ends[0], ends[1], reach, rules.min_amplitude, rules.min_range_share, peaks, left, right
+                )
+                for i in range(n):
+                    peak_day, peak = extreme(curve, peaks[i], step, 1.0)
+                    # a fit may move the peak over New Year
+                    if not years[0] - _NEAR_DAYS <= peak_day < years[-1] + _NEAR_DAYS:
+                        continue
+                    describe(
+                        curve, day, from_day, y, w0, snowy, fitted, j, step, ends, (left[i], right[i]), peak_day, peak,
+                        levels, rules.top_noise * noise[0, j], waiting, bounds, cycle,
+                    )  # fmt: skip
+                    if rules.refine:
+                        first, last = bounds[2, waiting] - 5.0, bounds[3, waiting] + 5.0
+                        rows[waiting] = _gather(day, y, w0, j, first, last, waiting, days, ys, ws)
+                    if not rules.refine or rows[waiting] < _LEAST_LOOKS:
+                        place(cycle, waiting, years, p0 - strip + j, found)
+                        continue
+                    top = cycle[7, waiting] + cycle[8, waiting]
+                    _guess(p, waiting, bounds[4, waiting], top, bounds[5, waiting], cycle)
+                    spread[0, waiting] = noise[0, j]
+                    owner[waiting] = p0 - strip + j
+                    waiting += 1
+                    if waiting == LANES:
+                        _refine(days, ys, ws, rows, waiting, p, spread, bounds, prior, levels, dates, work, cycle)
+                        for slot in range(waiting):
+                            place(cycle, slot, years, owner[slot], found)
+                        waiting = 0
+        if waiting > 0:
+            _refine(days, ys, ws, rows, waiting, p, spread, bounds, prior, levels, dates, work, cycle)
+            for slot in range(waiting):
+                place(cycle, slot, years, owner[slot], found)
+            waiting = 0
+        _finish(end - strip, origin, calendar, found)
+        for i in range(METRICS):
+            for year in range(years.size - 1):
+                for rank in range(2):
+                    for k in range(end - strip):
+                        out[i, year, rank, strip + k] = found[i, year, rank, k]
 
 
 @_jit
