@@ -6,6 +6,7 @@ from geoeco.models.architectures import build
 from geoeco.models.backbones import create_backbone
 from geoeco.models.contrast import ContrastiveLoss
 from geoeco.models.moco import MoCo
+from geoeco.models.season_predictor import SeasonPredictor
 from geoeco.models.seco import SeCo
 
-__all__ = ["ContrastiveLoss", "MoCo", "SeCo", "build", "create_backbone"]
+__all__ = ["ContrastiveLoss", "MoCo", "SeCo", "SeasonPredictor", "build", "create_backbone"]

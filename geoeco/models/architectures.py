@@ -11,10 +11,13 @@ from torch import nn
 
 from geoeco.errors import InputError
 from geoeco.models.backbones import create_backbone
+from geoeco.models.season_predictor import season_predictor
 
 __all__ = ["build"]
 
-ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"backbone": create_backbone})
+ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"backbone": create_backbone, "season_predictor": season_predictor}
+)
 
 
 def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -23,7 +26,7 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     Parameters
     ----------
     architecture : str
-        ``"backbone"``: `create_backbone`.
+        ``"backbone"``: `create_backbone`; ``"season_predictor"``: a `SeasonPredictor` with such an encoder.
     arguments : mapping
         Arguments of that function by name, as JSON holds them.
 

@@ -190,7 +190,7 @@ def evaluate(
     asked = {name: task if isinstance(task, ProbeTask) else ProbeTask(task) for name, task in tasks.items()}
     if not asked:
         raise InputError("there are no tasks", what_to_do="name at least one, with its kind")
-    table = _checked_labels(labels, asked)
+    table = checked_labels(labels, asked)
     _check_options("linear", linear, _LINEAR)
     _check_options("knn", knn, _KNN)
     seen, extent = {}, 0.0
@@ -231,11 +231,8 @@ def evaluate(
                             protocol, x, problem, parts, seed, (linear if protocol == "linear" else knn) or {}
                         )
                         about = {"encoder": encoder, "task": problem.name, "protocol": protocol, "split": split}
-                        rows += [
-                            {**about, "metric": metric, "mean": result.mean[metric], "sd": result.sd[metric], "n": n}
-                            for metric, n in result.n.items()
-                        ]
-                        details.append(about | _of_folds(result))
+                        rows += rows_of(about, result)
+                        details.append(about | details_of(result))
     record = {
         "settings": asdict(division) | {"combine": combine, "linear": dict(linear or {}), "knn": dict(knn or {})},
         "encoders": {
@@ -246,8 +243,8 @@ def evaluate(
         "results": details,
     }
     objects = Objects(where)
-    objects.put(DETAILS, [_json(record)])
-    objects.put(TABLE, [_json(rows)])
+    objects.put(DETAILS, [json_bytes(record)])
+    objects.put(TABLE, [json_bytes(rows)])
     return rows
 
 
@@ -319,8 +316,14 @@ def _seasons(combine: str) -> tuple[str, ...] | None:
     return None if combine in ("mean", "concatenate") else (combine,)
 
 
-def _checked_labels(labels: pd.DataFrame, tasks: Mapping[str, ProbeTask]) -> pd.DataFrame:
-    """Labels by name, with every column that a task asks for."""
+def checked_labels(labels: pd.DataFrame, tasks: Mapping[str, ProbeTask]) -> pd.DataFrame:
+    """Labels by name, with every column that a task asks for.
+
+    Raises
+    ------
+    InputError
+        If the table is empty, lacks a column, names a place twice, or has no label for a task.
+    """
     if "name" not in labels.columns or not len(labels):
         raise InputError(
             "the table of labels is empty" if not len(labels) else "the table of labels has no column 'name'",
@@ -418,7 +421,7 @@ def _problem(
     values = values[values.notna().all(axis=1)]
     rows = places.loc[values.index]
     try:
-        targets = _targets(task.kind, values)
+        targets = label_values(task.kind, values)
         lon, lat = rows["lon"].to_numpy(), rows["lat"].to_numpy()
         same = places_of(lon, lat) if len(rows) else np.zeros(0, np.int64)
         made: dict[Split, tuple[Fold, ...]] = {}
@@ -459,7 +462,14 @@ def _problem(
     return _Problem(name, task, columns, tuple(values.index), targets, made, facts)
 
 
-def _targets(kind: TaskKind, values: pd.DataFrame) -> npt.NDArray[Any]:
+def label_values(kind: TaskKind, values: pd.DataFrame) -> npt.NDArray[Any]:
+    """Labels of a task as an array: text ``(sample,)`` for a single label, else float64 ``(sample, column)``.
+
+    Raises
+    ------
+    InputError
+        If they are of one class, or not what the kind of task asks for.
+    """
     if kind == "single-label":
         classes = values.iloc[:, 0].astype(str).to_numpy(dtype=str)
         if len(np.unique(classes)) < 2:
@@ -484,7 +494,16 @@ def _features(found: xr.DataArray, combine: str) -> xr.DataArray:
     return one.isel(sample=np.flatnonzero(np.isfinite(one.values).all(axis=1)))
 
 
-def _of_folds(result: ProbeResult) -> dict[str, Any]:
+def rows_of(about: Mapping[str, str], result: ProbeResult) -> list[dict[str, Any]]:
+    """Rows of ``evaluation.json``: one a score, after `about` (``encoder, task, protocol, split``)."""
+    return [
+        {**about, "metric": metric, "mean": result.mean[metric], "sd": result.sd[metric], "n": n}
+        for metric, n in result.n.items()
+    ]
+
+
+def details_of(result: ProbeResult) -> dict[str, Any]:
+    """Scores of each fold, what was chosen and how many samples were tested, for ``evaluation_details.json``."""
     return {
         "scores": {metric: [_number(fold.scores[metric]) for fold in result.folds] for metric in result.metrics},
         "chosen": [fold.chosen for fold in result.folds],
@@ -496,5 +515,6 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """JSON of a table, for people too; numbers that are not finite are an error."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()

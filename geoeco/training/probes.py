@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from geoeco.errors import InputError
+from geoeco.models.season_predictor import answer
 from geoeco.training.folds import SEED, Fold, check_folds, random_folds
-from geoeco.training.scoring import MAIN_SCORE, TaskKind, scores
+from geoeco.training.scoring import MAIN_SCORE, TaskKind
+from geoeco.training.targets import Targets, checked_targets, loss_of, moments
 
 __all__ = ["FoldResult", "ProbeResult", "knn_probe", "linear_probe"]
 
@@ -60,14 +62,15 @@ class ProbeResult:
 
     Attributes
     ----------
-    protocol : {"linear", "knn"}
+    protocol : {"linear", "knn", "trained"}
+        ``"trained"`` is a network of `geoeco.training.train`, tested once.
     task : str
     outputs : tuple of str
         Names of the outputs: the classes of a single label, numbers else.
     folds : tuple of FoldResult
     """
 
-    protocol: Literal["linear", "knn"]
+    protocol: Literal["linear", "knn", "trained"]
     task: TaskKind
     outputs: tuple[str, ...]
     folds: tuple[FoldResult, ...]
@@ -95,27 +98,6 @@ class ProbeResult:
     def sd(self) -> dict[str, float | None]:
         """Standard deviation over the folds (n - 1 below the line); None with fewer than two folds."""
         return {m: float(self._defined(m).std(ddof=1)) if len(self._defined(m)) > 1 else None for m in self.metrics}
-
-
-@dataclass(frozen=True)
-class _Targets:
-    """Targets in the one form that training needs, with what scoring needs."""
-
-    task: TaskKind
-    values: Tensor
-    """(sample,) int64 class positions for a single label, else (sample, output) float32."""
-    outputs: tuple[str, ...] = field(default_factory=tuple)
-
-    def vectors(self) -> Tensor:
-        """One vector a sample whose mean is a prediction: one-hot classes, labels, values or shares."""
-        if self.task == "single-label":
-            return functional.one_hot(self.values, len(self.outputs)).float()
-        return self.values
-
-    def scored(self, rows: npt.NDArray[np.int64], prediction: Floats, threshold: float) -> dict[str, float]:
-        return scores(
-            self.task, self.values[torch.from_numpy(rows)].numpy(), prediction, names=self.outputs, threshold=threshold
-        )
 
 
 def linear_probe(
@@ -183,24 +165,21 @@ def linear_probe(
         raise InputError(f"use is {use!r}", what_to_do="use 'last' or 'best'")
     if min(batch, max_epochs, patience) < 1 or not lr > 0 or weight_decay < 0:
         raise InputError("lr, batch, max_epochs and patience must be positive, weight_decay not negative")
-    if positive_weight is not None and (task != "multi-label" or not positive_weight > 0):
-        raise InputError(
-            f"positive_weight={positive_weight} in a {task} task", what_to_do="give a positive one for multi-label only"
-        )
+    loss = loss_of(task, positive_weight)
     inputs = _checked_features(features)
-    known = _checked_targets(targets, task, names, len(inputs))
+    known = checked_targets(targets, task, names, len(inputs))
     parts = _folds(folds, known)
     found = []
     for number, fold in enumerate(parts):
         x, weights = inputs, torch.Generator().manual_seed(seed + 7919 * number)
         if scale:
-            mean, spread = _moments(inputs[fold.train])
+            mean, spread = moments(inputs[fold.train])
             x = (inputs - mean) / spread
         x = x.to(device)
         y = known.values
         centre, unit = torch.zeros(1), torch.ones(1)
         if task == "regression":
-            centre, unit = _moments(y[fold.train])
+            centre, unit = moments(y[fold.train])
             y = (y - centre) / unit
         outputs = len(known.outputs)
         layer, chosen = _fit(
@@ -208,7 +187,7 @@ def linear_probe(
             y.to(device),
             fold,
             _new_layer(x.shape[1], outputs, weights).to(device),
-            _loss(task, positive_weight),
+            loss,
             order=weights,
             use=use,
             lr=lr,
@@ -219,7 +198,7 @@ def linear_probe(
         )
         with torch.inference_mode():
             raw = layer(x[torch.from_numpy(fold.test).to(device)]).cpu()
-        prediction = (_answer(raw, task) * unit + centre).numpy()
+        prediction = (answer(raw, task) * unit + centre).numpy()
         found.append(FoldResult(fold.test, prediction, known.scored(fold.test, prediction, threshold), chosen))
     return ProbeResult("linear", task, known.outputs, tuple(found))
 
@@ -266,7 +245,7 @@ def knn_probe(
     if not grid or grid[0] < 1 or not temperature > 0:
         raise InputError(f"k={k} with temperature={temperature}", what_to_do="give positive numbers")
     inputs = _checked_features(features)
-    known = _checked_targets(targets, task, names, len(inputs))
+    known = checked_targets(targets, task, names, len(inputs))
     parts = _folds(folds, known)
     length = inputs.norm(dim=1)
     if not bool((length > 0).all()):
@@ -369,41 +348,7 @@ def _fit(
     return layer, {"epochs": epoch, "best_epoch": best_epoch}
 
 
-def _loss(task: TaskKind, positive_weight: float | None) -> Callable[[Tensor, Tensor], Tensor]:
-    if task == "single-label":
-        return functional.cross_entropy
-    if task == "regression":
-        return functional.mse_loss
-    if task == "distribution":
-        return lambda raw, shares: functional.kl_div(_shares(raw).log(), shares, reduction="batchmean")
-    if positive_weight is None:
-        return functional.multilabel_soft_margin_loss
-    weight = torch.tensor(positive_weight)
-    return lambda raw, given: functional.binary_cross_entropy_with_logits(raw, given, pos_weight=weight.to(raw.device))
-
-
-def _shares(raw: Tensor) -> Tensor:
-    """Shares that sum to one: sigmoid, then divided by the sum."""
-    positive = torch.sigmoid(raw).clamp_min(torch.finfo(raw.dtype).tiny)
-    return positive / positive.sum(dim=1, keepdim=True)
-
-
-def _answer(raw: Tensor, task: TaskKind) -> Tensor:
-    """What the outputs of a linear layer mean: probabilities, values or shares."""
-    if task == "single-label":
-        return torch.softmax(raw, dim=1)
-    if task == "multi-label":
-        return torch.sigmoid(raw)
-    return raw if task == "regression" else _shares(raw)
-
-
-def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each column; a column that does not vary keeps its unit."""
-    spread = values.std(dim=0, correction=0)
-    return values.mean(dim=0), torch.where(spread > 0, spread, torch.ones_like(spread))
-
-
-def _folds(folds: Sequence[Fold] | None, known: _Targets) -> Sequence[Fold]:
+def _folds(folds: Sequence[Fold] | None, known: Targets) -> Sequence[Fold]:
     count = len(known.values)
     if folds is None:
         return random_folds(count, labels=known.values.numpy() if known.task == "single-label" else None)
@@ -423,49 +368,3 @@ def _checked_features(features: npt.ArrayLike | Tensor) -> Tensor:
             what_to_do="leave out samples without a valid image",
         )
     return values
-
-
-def _checked_targets(targets: npt.ArrayLike | Tensor, task: TaskKind, names: Sequence[str], samples: int) -> _Targets:
-    kinds = get_args(TaskKind)
-    if task not in kinds:
-        raise InputError(f"there is no task {task!r}", what_to_do=f"use one of: {', '.join(kinds)}")
-    given: npt.NDArray[Any] = targets.detach().cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
-    if len(given) != samples if given.ndim else True:
-        raise InputError(f"{samples} samples have targets of shape {given.shape}", what_to_do="give one a sample")
-    if task == "single-label":
-        if given.ndim != 1 or _missing(given):
-            raise InputError(
-                "single-label targets must be one class a sample, none missing",
-                what_to_do="leave out samples without a label",
-            )
-        classes, positions = np.unique(given.astype(str) if given.dtype == object else given, return_inverse=True)
-        if len(classes) < 2:
-            raise InputError(f"all samples are of the class {classes[0]}", what_to_do="give two classes or more")
-        return _Targets(task, torch.from_numpy(positions.astype(np.int64).ravel()), tuple(map(str, classes)))
-    try:
-        values = np.asarray(given, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{task} targets must be numbers: {error}") from error
-    if values.ndim == 1 and task == "regression":
-        values = values[:, None]
-    if values.ndim != 2 or not values.shape[1]:
-        raise InputError(f"{task} targets of shape {values.shape}", what_to_do="give (sample, output)")
-    if not np.isfinite(values).all():
-        raise InputError(
-            f"the targets of {int((~np.isfinite(values)).any(axis=1).sum())} of {samples} samples are not finite",
-            what_to_do="leave out samples without a label",
-        )
-    if task == "multi-label" and not np.isin(values, (0, 1)).all():
-        raise InputError("multi-label targets must be 0 or 1")
-    if task == "distribution" and not ((values >= 0).all() and np.allclose(values.sum(axis=1), 1.0, atol=1e-3)):
-        raise InputError("the shares of a distribution must not be negative and must sum to one")
-    outputs = tuple(map(str, names)) or tuple(str(i) for i in range(values.shape[1]))
-    if len(outputs) != values.shape[1]:
-        raise InputError(f"{values.shape[1]} outputs have {len(outputs)} names", what_to_do="name each or none")
-    return _Targets(task, torch.from_numpy(values), outputs)
-
-
-def _missing(labels: npt.NDArray[Any]) -> bool:
-    import pandas as pd
-
-    return bool(pd.isna(labels).any())
