@@ -55,12 +55,13 @@ def measure(
 
 
 def test_dates_within_three_days_and_no_cycle_where_there_is_none(tmp_path: Path) -> None:
-    # the default world, in smaller tiles
+    # the default world, in smaller tiles, with the settings that users get
     table = measure(tmp_path, size=120)
     for name, row in table.items():
         print(name, {key: round(value, 2) for key, value in row.items()})
     strong = table["deciduous"]
     assert strong["n=1"] >= 0.95
+    assert table["crop"]["n=2"] >= 0.85
     assert {date: strong[date] for date in DATES if not strong[date] <= 3.0} == {}
     for name in ("evergreen", "bare", "water"):
         assert table[name]["n=0"] >= 0.95, name
