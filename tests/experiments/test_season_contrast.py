@@ -1,0 +1,96 @@
+"""The experiment of season contrast: in full by `make experiments`, and one small seed of it with the other tests."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra ml")
+
+from tests.experiments.season_contrast import (  # noqa: E402
+    CUDA,
+    ENCODERS,
+    SMOKE,
+    TASKS,
+    Setting,
+    main_scores,
+    make_world,
+    over_seeds,
+    score,
+    table,
+    train,
+)
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "season_contrast.json"
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_season_contrast_beats_random_weights_on_a_small_world(tmp_path, one_thread):
+    """The whole road in small: world, training, embeddings, both probes, both kinds of folds."""
+    world = make_world(tmp_path / "world", SMOKE)
+    bundles = train(world, tmp_path / "models", SMOKE, 0, ("random", "seco_phenology"))
+    rows = score(bundles, world, tmp_path / "scores", SMOKE, 0)
+    assert {(row["encoder"], row["task"], row["protocol"], row["split"]) for row in rows} == {
+        (encoder, task, protocol, split)
+        for encoder in bundles
+        for task in TASKS
+        for protocol in ("linear", "knn")
+        for split in ("random", "blocks")
+    }
+    assert all(np.isfinite(row["mean"]) and row["n"] == SMOKE.folds for row in rows)
+    scores = main_scores(over_seeds(rows))
+    print(table(over_seeds(rows)))
+    # so little data and training tell covers apart; temperature and precipitation ask for more of both
+    better = [
+        scores["cover", protocol, split, "seco_phenology"][0] - scores["cover", protocol, split, "random"][0]
+        for protocol in ("linear", "knn")
+        for split in ("random", "blocks")
+    ]
+    assert np.mean(better) > 0.02
+
+
+@pytest.mark.experiment
+def test_pretrained_encoders_beat_random_weights_beyond_the_spread(tmp_path):
+    """The table of docs/season-contrast.md, kept as docs/results/season_contrast.json.
+
+    GEOECO_EXPERIMENTS names a folder where worlds, models and embeddings are kept: a run that was stopped goes on.
+    """
+    cuda = torch.cuda.is_available()
+    setting = CUDA if cuda else Setting()
+    root = Path(os.environ.get("GEOECO_EXPERIMENTS", tmp_path)) / f"season_contrast-{setting.digest[:8]}"
+    world = make_world(root / "world", setting)
+    rows = []
+    for seed in SEEDS:
+        bundles = train(world, root / "models", setting, seed, tuple(ENCODERS))
+        rows += score(bundles, world, root / f"scores-{seed}", setting, seed)
+        summary = over_seeds(rows)
+        print(f"seeds 0 to {seed}\n{table(summary)}", flush=True)
+        record = {
+            "experiment": setting.digest,
+            "setting": asdict(setting),
+            "device": torch.cuda.get_device_name() if cuda else "CPU",
+            "seeds": list(range(seed + 1)),
+            "scores": [*summary, *rows],
+        }
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    scores = main_scores(summary)
+    short = {
+        key: (mean, scores[(*key[:3], "random")])
+        for key, (mean, sd) in scores.items()
+        if key[3] != "random" and mean - sd <= sum(scores[(*key[:3], "random")])
+    }
+    assert not short, f"not better than random weights beyond the spread: {short}"
