@@ -138,7 +138,7 @@ def pretrain(
         Steps between checkpoints.
     device : {"auto", "cpu", "cuda"}
     precision : {"auto", "32", "bf16"}
-        ``"auto"`` is bfloat16 autocast on CUDA and float32 on a CPU.
+        ``"auto"`` is bfloat16 autocast on CUDA and float32 on a CPU, where ``"bf16"`` is refused.
     compile_networks : bool
         Whether `torch.compile` is used.
     workers : int, optional
@@ -178,6 +178,15 @@ def pretrain(
     on_gpu = uses_gpu(device)
     if method not in ("seco", "moco", "none"):
         raise InputError(f"method is {method!r}", what_to_do="use 'seco', 'moco' or 'none'")
+    if precision not in ("auto", "32", "bf16"):
+        raise InputError(f"precision is {precision!r}", what_to_do="use 'auto', '32' or 'bf16'")
+    if precision == "bf16" and not on_gpu:
+        # gradients of convolutions in bfloat16 were not a number now and then on CPUs, for the same input
+        raise InputError(
+            "bfloat16 is for GPUs: on a CPU its gradients cannot be relied on",
+            what_to_do="use precision: auto or 32",
+            code="precision",
+        )
     if epochs < 1 or checkpoint_every < 1 or not lr > 0:
         raise InputError("epochs, checkpoint_every and lr must be positive")
     data = ChipDataset(

@@ -246,7 +246,7 @@ def test_further_options_reach_the_training(store, tmp_path):
         "bare_weight": 0.25,
         "favoured": ["place-003"],
         "views": {"ndvi": "leave"},
-        "precision": "bf16",
+        "precision": "32",
     }
     bundle = pretrain(store, tmp_path, **{**SETTINGS, **changes})
     assert bundle.normalisation == seco_eco_normalisation(BANDS)
@@ -288,6 +288,8 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path):
         ({"normalisation": "guess"}, "normalisation is"),
         ({"backbone": "resnet5"}, "no network"),
         ({"device": "tpu"}, "device is"),
+        ({"precision": "bf16"}, "bfloat16 is for GPUs"),
+        ({"precision": "16"}, "precision is"),
         ({"names": ["nowhere"]}, "no location"),
         ({"size": 0}, "size is 0"),
         ({"views": {"size": 8}}, "size is an argument of its own"),
