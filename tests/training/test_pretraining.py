@@ -294,7 +294,7 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path):
         ({"size": 0}, "size is 0"),
         ({"views": {"size": 8}}, "size is an argument of its own"),
         ({"views": {"bands": ("B02",)}}, "no setting 'bands'"),
-        ({"views": {"blur": 1}}, "views have no setting 'blur'.*blur_sigma"),
+        ({"views": {"blur": 1}}, r"(?s)views have no setting 'blur'.*blur_sigma"),
         ({"views": {"blur_sigma": (0.1, 9.0)}}, "16 x 16 pixels are too small to blur"),
         ({"norm_splits": 3}, "norm_splits of 3 does not divide the batch of 4"),
         ({"norm_splits": 2, "group_norm": True}, "no batch normalisation to split"),
