@@ -26,8 +26,22 @@ from tests.experiments.season_contrast import (  # noqa: E402
     train,
 )
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "season_contrast.json"
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS = DOCS / "results" / "season_contrast.json"
 SEEDS = (0, 1, 2)
+
+
+def show(record, scores):
+    """Put the table of scores into the page, between its marks."""
+    page = DOCS / "season-contrast.md"
+    before, rest = page.read_text().split("<!-- scores -->\n")
+    _, after = rest.split("<!-- /scores -->\n")
+    seeds = ", ".join(map(str, record["seeds"]))
+    told = (
+        f"Over the seeds {seeds}: mean ± standard deviation. {record['device']}, settings {record['experiment'][:12]}."
+    )
+    scores = f"{told}\n\n{scores}\n"
+    page.write_text(f"{before}<!-- scores -->\n{scores}<!-- /scores -->\n{after}")
 
 
 @pytest.fixture
@@ -87,6 +101,7 @@ def test_pretrained_encoders_beat_random_weights_beyond_the_spread(tmp_path):
         }
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+        show(record, table(summary))
     scores = main_scores(summary)
     short = {
         key: (mean, scores[(*key[:3], "random")])
