@@ -113,10 +113,13 @@ class SeasonPredictor(nn.Module):
         raw: Tensor = self.head(mean)
         return raw
 
+    def meaning(self, raw: Tensor) -> Tensor:
+        """Probabilities, values in the units of the targets, or shares, of raw outputs ``(N, output)``."""
+        return answer(raw, self.kind) * self.unit + self.centre
+
     def forward(self, image: Tensor, there: Tensor | None = None) -> Tensor:
         """Probabilities, values in the units of the targets, or shares ``(N, output)``; arguments as of `raw`."""
-        found = answer(self.raw(image, there), self.kind)
-        return found * self.unit + self.centre
+        return self.meaning(self.raw(image, there))
 
 
 def season_predictor(

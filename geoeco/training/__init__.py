@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from geoeco.training.evaluation import ProbeTask, evaluate, untrained
     from geoeco.training.expectations import ExpectedEncoder, expect_encoder, has_gpu
     from geoeco.training.folds import Fold, block_folds, random_folds
+    from geoeco.training.prediction import SeasonPrediction
     from geoeco.training.pretraining import pretrain
     from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
     from geoeco.training.samplers import LocationBatches, location_weights
     from geoeco.training.scoring import scores
     from geoeco.training.season_contrast import SeasonContrast
     from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
+    from geoeco.training.supervised import train
     from geoeco.training.views import FourViews, MoCoViews, SeasonViews
     from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
@@ -42,6 +44,7 @@ __all__ = [
     "ProbeResult",
     "ProbeTask",
     "SeasonContrast",
+    "SeasonPrediction",
     "SeasonViews",
     "block_folds",
     "chip_statistics",
@@ -59,6 +62,7 @@ __all__ = [
     "random_folds",
     "scores",
     "seco_eco_normalisation",
+    "train",
     "untrained",
 ]
 
@@ -78,6 +82,7 @@ _HOME = {
     "ProbeResult": "geoeco.training.probes",
     "ProbeTask": "geoeco.training.evaluation",
     "SeasonContrast": "geoeco.training.season_contrast",
+    "SeasonPrediction": "geoeco.training.prediction",
     "SeasonViews": "geoeco.training.views",
     "block_folds": "geoeco.training.folds",
     "chip_statistics": "geoeco.training.statistics",
@@ -95,6 +100,7 @@ _HOME = {
     "random_folds": "geoeco.training.folds",
     "scores": "geoeco.training.scoring",
     "seco_eco_normalisation": "geoeco.training.statistics",
+    "train": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",
 }
 

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from geoeco.errors import OutputError
 
-__all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "LearningCurve", "Resumed", "find_checkpoint"]
+__all__ = ["LAST", "PREVIOUS", "CheckpointFiles", "LearningCurve", "Resumed", "find_checkpoint", "write_table"]
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
@@ -131,7 +131,7 @@ class LearningCurve(Callback):
     Parameters
     ----------
     path : Path
-        Of the CSV file: ``step, epoch, lr, loss, loss_<head>..., accuracy_<head>...``.
+        Of the CSV file: ``step, epoch, lr, loss``, and where a task has heads ``loss_<head>..., accuracy_<head>...``.
     steps_per_epoch : int
 
     Attributes
@@ -177,12 +177,13 @@ class LearningCurve(Callback):
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: LightningModule,  # noqa: ARG002
         outputs: Any,
         *rest: Any,  # noqa: ARG002
     ) -> None:
         """Note the step; numbers stay on the device until some are together."""
-        numbers = torch.cat([outputs["loss"].detach().reshape(1), outputs["heads"], outputs["accuracy"]])
+        further = [outputs[name] for name in ("heads", "accuracy") if name in outputs]
+        numbers = torch.cat([outputs["loss"].detach().reshape(1), *further])
         self._waiting.append((trainer.global_step - 1, self._lr, numbers))
         if len(self._waiting) >= _FLUSH:
             self.flush(trainer)
@@ -220,11 +221,16 @@ class LearningCurve(Callback):
 
     def write(self) -> None:
         """Write the CSV file, whole."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows((int(row[0]), int(row[1]), *(repr(value) for value in row[2:])) for row in self.rows)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        part.write_text(text.getvalue())
-        part.replace(self.path)
+        write_table(self.path, self.columns, [(int(row[0]), int(row[1]), *row[2:]) for row in self.rows])
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
+    """Write numbers as CSV, all their digits, aside and renamed; the folder is made where there is none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([repr(value) for value in row] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text.getvalue())
+    part.replace(path)

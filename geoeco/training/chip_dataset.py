@@ -121,8 +121,12 @@ class ChipDataset(NonGeoDataset):
         The locations, in order.
     left_out : tuple of str
         Locations with too few usable seasons.
+    chip_size : int
+        Pixels along a side of the stored chips.
     resolution : float
         Metres.
+    lonlat : numpy.ndarray
+        ``(name, 2)`` float64 degrees, centres of the locations.
 
     Raises
     ------
@@ -200,7 +204,7 @@ class ChipDataset(NonGeoDataset):
                 what_to_do="add them, or leave stored out",
             )
         self.resolution = float(chips.attrs["resolution"])
-        stored_size = int(chips.sizes["x"])
+        self.chip_size = stored_size = int(chips.sizes["x"])
         self.size = stored_size if size is None else int(size)
         if not 1 <= self.size <= stored_size:
             raise InputError(
@@ -233,7 +237,7 @@ class ChipDataset(NonGeoDataset):
         days = table["date"].transpose("sample", "season").values[enough].astype("datetime64[D]")
         day = day_of_year(np.where(np.isnat(days), np.nan, days.astype(np.float64)))
         self._day = np.where(self._present, day, 0.0).astype(np.float32)
-        self._lonlat = np.stack([chips["lon"].values[chosen], chips["lat"].values[chosen]], axis=1).astype(np.float64)
+        self.lonlat = np.stack([chips["lon"].values[chosen], chips["lat"].values[chosen]], axis=1).astype(np.float64)
         self._opened: tuple[int, ChunkReader] | None = None
 
     def _choose_bands(self, bands: Sequence[str] | None, stored: Sequence[str]) -> tuple[str, ...]:
@@ -315,7 +319,7 @@ class ChipDataset(NonGeoDataset):
             "present": torch.from_numpy(self._present[position, seasons]),
             "day_of_year": torch.from_numpy(self._day[position, seasons]),
             "season": torch.tensor(seasons),
-            "lonlat": torch.from_numpy(self._lonlat[position].copy()),
+            "lonlat": torch.from_numpy(self.lonlat[position].copy()),
             "index": torch.tensor(position),
         }
         sample = {**self._pixels(position, seasons, (top, left)), **notes}
