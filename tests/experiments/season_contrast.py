@@ -153,6 +153,15 @@ def main_scores(summary: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, st
     }
 
 
+def by_task(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
+    """``(task, encoder)`` to its main metric by seed, each the mean over probes and kinds of folds."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for row in rows:
+        if row["metric"] == MAIN[row["task"]]:
+            found.setdefault((row["task"], row["encoder"]), {}).setdefault(row["seed"], []).append(row["mean"])
+    return {key: [statistics.fmean(values) for values in seeds.values()] for key, seeds in found.items()}
+
+
 def table(summary: Sequence[Mapping[str, Any]]) -> str:
     """The main metrics as Markdown, one line a task, protocol and split."""
     scores = main_scores(summary)
