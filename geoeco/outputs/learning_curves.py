@@ -11,7 +11,7 @@ import numpy as np
 from geoeco.errors import InputError
 from geoeco.outputs.preview import save_figure
 
-__all__ = ["learning_curve"]
+__all__ = ["learning_curve", "validated_curve"]
 
 
 def learning_curve(
@@ -54,6 +54,62 @@ def learning_curve(
             (line,) = axis.plot(steps, values, linewidth=0.5, alpha=0.3)
             running = np.convolve(values, np.full(width, 1 / width), mode="valid")
             axis.plot(steps[width - 1 :], running, color=line.get_color(), label=f"head {name.removeprefix(kind)}")
+        axis.set_ylabel(label)
+        axis.legend(loc="best", frameon=False)
+    axes[0].set_title(title)
+    axes[-1].set_xlabel("step")
+    return save_figure(figure, path)
+
+
+def validated_curve(
+    steps: Mapping[str, Sequence[float]],
+    validation: Mapping[str, Sequence[float]],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    score: str = "",
+) -> Path:
+    """Draw the loss of each step beside the loss of the validation part, and below it a score of that part.
+
+    Parameters
+    ----------
+    steps : mapping of str to sequence of float
+        ``step`` and ``loss``.
+    validation : mapping of str to sequence of float
+        ``step``, ``loss`` and `score`, a value an epoch. The step of the lowest loss is marked.
+    path : path-like
+        ``.png``; replaced in one step. The same numbers give the same bytes.
+    title : str
+    score : str
+        Name of the column of `validation` that is drawn below.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    InputError
+        If there is no step or no epoch, or no such score.
+    OutputError
+        If the PNG cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if not len(steps.get("step", ())) or not len(validation.get("step", ())) or score not in validation:
+        raise InputError(
+            f"a learning curve without a step, an epoch or the score {score!r}",
+            where=str(path),
+            what_to_do=f"give step, loss and one of: {', '.join(validation)}",
+        )
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    axes[0].plot(steps["step"], steps["loss"], linewidth=0.5, alpha=0.5, label="training")
+    axes[0].plot(validation["step"], validation["loss"], marker=".", label="validation")
+    axes[1].plot(validation["step"], validation[score], marker=".", color="C1", label="validation")
+    best = validation["step"][int(np.argmin(validation["loss"]))]
+    for axis, label in zip(axes, ("loss", score), strict=True):
+        axis.axvline(best, color="0.5", linewidth=0.8, linestyle="--", label="weights kept")
         axis.set_ylabel(label)
         axis.legend(loc="best", frameon=False)
     axes[0].set_title(title)

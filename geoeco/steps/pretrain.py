@@ -6,12 +6,9 @@ One task, which goes on from its last checkpoint. Settings and bookkeeping only;
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
@@ -19,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from geoeco.cubes.shards import Objects
 from geoeco.engine import (
-    Output,
     PlanContext,
     RecipePath,
     RunContext,
@@ -35,16 +31,20 @@ from geoeco.steps.bundles import ModelVerb, PlannedModel
 from geoeco.steps.chips import ChipsSettings
 from geoeco.steps.layers import digest_of
 from geoeco.steps.radiometry import known_bands
+from geoeco.steps.training_files import (
+    BUNDLE_FILES,
+    GRADIENT_BYTES,
+    TRAINING_LIBRARIES_BYTES,
+    TrainingFiles,
+    outside_file,
+    read_columns,
+    sha256_of,
+)
 
 __all__ = ["PretrainSettings", "PretrainVerb", "ViewSettings"]
 
 Part = Literal["train", "val", "test", "all"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9_]+_Weights\.\w+")
-#: What training needs beside networks and batches: torch and its libraries once they are in use.
-_LIBRARIES = 1536 * 2**20
-#: Bytes that the forward pass of the query keeps for the backward pass, for each pixel of a view; an upper bound for
-#: residual networks, which a test measures.
-_BYTES_PER_PIXEL = 4096
 
 
 class ViewSettings(BaseModel):
@@ -160,11 +160,11 @@ class PretrainVerb(ModelVerb):
         facts: dict[str, Any] = {}
         if settings.store is not None:
             objects = Objects(context.path(settings.store).rstrip("/"))
-            facts["store"] = [_sha256(objects.get(name)) for name in ("chips.parquet", "split.parquet")]
+            facts["store"] = [sha256_of(objects.get(name)) for name in ("chips.parquet", "split.parquet")]
         if settings.favoured is not None:
-            facts["favoured"] = _sha256(_outside(context.table(settings.favoured)))
+            facts["favoured"] = sha256_of(outside_file(context.table(settings.favoured)))
         if settings.initial_weights is not None and not _HUB_NAME.fullmatch(settings.initial_weights):
-            facts["initial_weights"] = _sha256(_outside(context.path(settings.initial_weights)))
+            facts["initial_weights"] = sha256_of(outside_file(context.path(settings.initial_weights)))
         return facts
 
     def plan(self, settings: PretrainSettings, context: PlanContext) -> tuple[Stage, ...]:
@@ -225,7 +225,7 @@ class PretrainVerb(ModelVerb):
         from geoeco.training import pretrain
 
         chips = task.payload.get("store") or context.store.url(task.payload["chips"])
-        root = _Training(context)
+        root = TrainingFiles(context)
         root.fetch()
         bundle = pretrain(
             chips,
@@ -266,9 +266,9 @@ class PretrainVerb(ModelVerb):
         )
         curve = root.path / "logs" / "metrics.csv"
         stats: dict[str, Any] = {"locations": bundle.notes["locations"], "method": settings.method}
-        outputs = [root.put(f"bundle/{name}", kind) for name, kind in _BUNDLE]
+        outputs = [root.put(f"bundle/{name}", kind) for name, kind in BUNDLE_FILES]
         if settings.method != "none":
-            columns = _columns(curve)
+            columns = read_columns(curve)
             title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
             learning_curve(columns, root.path / "learning_curve.png", title=title)
             outputs += [
@@ -285,44 +285,6 @@ class PretrainVerb(ModelVerb):
         return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
-_BUNDLE = (("model.safetensors", "data"), ("sample.safetensors", "data"), ("mlm.json", "metadata"))
-
-
-class _Training:
-    """Where a training works: in the step's own folder, or in a local one that the run folder's URL mirrors."""
-
-    def __init__(self, context: TaskContext) -> None:
-        self.store, self.folder = context.store, context.folder
-        self.path = self.store.local(self.folder) if self.store.is_local else context.scratch_path / "training"
-
-    def fetch(self) -> None:
-        """Bring the last checkpoint here."""
-        name = f"{self.folder}/checkpoints/last.ckpt"
-        if not self.store.is_local and self.store.exists(name):
-            target = self.path / "checkpoints" / "last.ckpt"
-            target.parent.mkdir(parents=True)
-            self.store.fs.get_file(self.store.url(name), str(target))
-
-    @property
-    def put_checkpoint(self) -> Callable[[Path], None] | None:
-        """What is done after each checkpoint; an object is whole or not there, so that one is enough."""
-        if self.store.is_local:
-            return None
-        return lambda path: self.store.put_file(
-            path / "checkpoints" / "last.ckpt", f"{self.folder}/checkpoints/last.ckpt"
-        )
-
-    def put(self, name: str, kind: str, title: str = "") -> Output:
-        """Bring a file that is done into the run folder, and describe it."""
-        local = self.path / name
-        if not self.store.is_local:
-            self.store.put_file(local, f"{self.folder}/{name}")
-        content = local.read_bytes()
-        return Output(
-            f"{self.folder}/{name}", len(content), hashlib.sha256(content).hexdigest(), kind=kind, title=title
-        )
-
-
 def training_memory(settings: PretrainSettings, weight_bytes: int, *, on_gpu: bool) -> int:
     """Upper bound of what a training holds in the memory of the machine, bytes; a GPU's own is not counted.
 
@@ -330,14 +292,14 @@ def training_memory(settings: PretrainSettings, weight_bytes: int, *, on_gpu: bo
     CPU as reflectance and as views too, and what the forward pass keeps.
     """
     if settings.method == "none":
-        return _LIBRARIES + 4 * weight_bytes
+        return TRAINING_LIBRARIES_BYTES + 4 * weight_bytes
     bands = len(settings.all_bands)
     chip = 264**2 * bands * settings.batch
-    held = _LIBRARIES + 8 * weight_bytes + 3 * (4 * 3 * settings.dim * (settings.queue or 65536))
+    held = TRAINING_LIBRARIES_BYTES + 8 * weight_bytes + 3 * (4 * 3 * settings.dim * (settings.queue or 65536))
     if on_gpu:
         # three dates as stored, of each worker the batches that it has ready
         return held + 2 * 3 * 2 * chip * (1 + (16 if settings.workers is None else settings.workers))
-    return held + 3 * 12 * chip + settings.size**2 * settings.batch * (6 * 4 * bands + _BYTES_PER_PIXEL)
+    return held + 3 * 12 * chip + settings.size**2 * settings.batch * (6 * 4 * bands + GRADIENT_BYTES)
 
 
 def _on_gpu(settings: PretrainSettings) -> bool:
@@ -399,7 +361,7 @@ def _names(part: Part | None, store: str) -> list[str] | None:
 def _favoured(path: str | None) -> dict[str, float] | tuple[()]:
     if path is None:
         return ()
-    body = io.BytesIO(_outside(path))
+    body = io.BytesIO(outside_file(path))
     table = pd.read_parquet(body) if path.endswith(".parquet") else pd.read_csv(body)
     if "name" not in table:
         raise InputError("the table of favoured places has no column 'name'", where=path)
@@ -409,21 +371,3 @@ def _favoured(path: str | None) -> dict[str, float] | tuple[()]:
 
 def _initial(source: str | None, context: TaskContext) -> str | None:
     return source if source is None or _HUB_NAME.fullmatch(source) else context.path(source)
-
-
-def _outside(path: str) -> bytes:
-    folder, _, name = path.replace("\\", "/").rpartition("/")
-    body = Objects(folder or ".").get(name)
-    if body is None:
-        raise InputError("there is no such file", where=path)
-    return body
-
-
-def _sha256(body: bytes | None) -> str | None:
-    return None if body is None else hashlib.sha256(body).hexdigest()
-
-
-def _columns(path: Path) -> dict[str, list[float]]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}

@@ -117,6 +117,8 @@ def fit(
         # the batches begin at the step of the checkpoint, which Lightning cannot know
         warnings.filterwarnings("ignore", message=r".*your dataloader is.not resumable.*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        # a frozen encoder is meant to be
+        warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
         path = str(resumed.path) if resumed is not None else None
         trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
     if trainer.global_step != len(batches) and not (watch is not None and watch.stopped):

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra ml")
 
 from geoeco.models import create_backbone  # noqa: E402
-from geoeco.steps import pretrain  # noqa: E402
+from geoeco.steps import training_files  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -27,4 +27,4 @@ def test_a_residual_network_keeps_less_for_its_gradients_than_the_plan_says(name
     held = sum(count for pointer, count in kept.items() if pointer not in weights)
     assert held > 100 * samples * size**2
     # the keys' passes, the way back and buffers of the convolutions come on top: 2415 bytes measured for a ResNet-50
-    assert held < 0.6 * pretrain._BYTES_PER_PIXEL * samples * size**2
+    assert held < 0.6 * training_files.GRADIENT_BYTES * samples * size**2

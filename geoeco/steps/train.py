@@ -1,0 +1,397 @@
+"""The verb ``train``: a network learned from season chips and labels, as a model bundle with its scores.
+
+One task, which goes on from its last checkpoint. Settings and bookkeeping only; training is `geoeco.training.train`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import pandas as pd
+from pydantic import Field, field_validator, model_validator
+
+from geoeco.cubes.shards import Objects
+from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult
+from geoeco.errors import InputError
+from geoeco.outputs.learning_curves import validated_curve
+from geoeco.sampling import open_chips
+from geoeco.steps.bundles import (
+    ACTIVATION_BYTES,
+    ModelVerb,
+    PlannedModel,
+    bundle_digest,
+    bundle_url,
+    is_step,
+    planned_model,
+)
+from geoeco.steps.chips import ChipsSettings, SplitSettings
+from geoeco.steps.layers import digest_of
+from geoeco.steps.pretrain import PretrainSettings
+from geoeco.steps.radiometry import known_bands
+from geoeco.steps.training_files import (
+    BUNDLE_FILES,
+    GRADIENT_BYTES,
+    TRAINING_LIBRARIES_BYTES,
+    TrainingFiles,
+    read_columns,
+    sha256_of,
+)
+from geoeco.vectors import read_table
+
+__all__ = ["TrainSettings", "TrainVerb"]
+
+#: Reflectance bands that are used when none are named: those of the verb pretrain.
+_BANDS: tuple[str, ...] = PretrainSettings.model_fields["bands"].default
+Kind = Literal["single-label", "multi-label", "regression", "distribution"]
+#: The score that is drawn: the first one of each kind of task.
+_SCORES: dict[Kind, str] = {
+    "single-label": "macro_f1",
+    "multi-label": "micro_map",
+    "regression": "r2",
+    "distribution": "r2",
+}
+
+
+class TrainSettings(StepSettings):
+    """What is learned, from which chips and labels, and how."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
+
+    verb: Literal["train"] = "train"
+    encoder: RecipePath | None = Field(None, description="a pretrain step, or the folder of a model bundle")
+    backbone: str | None = Field(None, description="a network of timm with random weights, in place of an encoder")
+    bands: tuple[str, ...] | None = Field(
+        None, min_length=1, description="reflectance bands of a backbone; those of pretrain when not given"
+    )
+    ndvi: bool | None = Field(
+        None, description="whether NDVI is a channel of a backbone too, the last one; true when not given"
+    )
+    size: int | None = Field(
+        None, ge=8, le=2048, description="pixels along a side of the windows; the encoder's, or whole chips"
+    )
+    freeze: bool = Field(False, description="whether the encoder stays as it is and only the linear layer learns")
+    chips: str | None = Field(None, description="name of the chips step; the nearest one before when not given")
+    store: RecipePath | None = Field(None, description="a finished store of chips, in place of a step")
+    labels: str = Field(description="table of the inputs: a row a place, with its name and the columns")
+    task: Kind = Field(description="one class, several classes (0 or 1), values, or shares that sum to one")
+    columns: tuple[str, ...] = Field(min_length=1, description="columns of the labels; one for a single label")
+    target_units: dict[str, str] | None = Field(None, description="units of values, by column, for the notes")
+    combine: str = Field("mean", description="seasons of a place: mean of those that are there, or the name of one")
+    min_valid: float = Field(0.9, gt=0, le=1, description="chips with a smaller valid part are not used")
+    split: SplitSettings = Field(SplitSettings(), description="sets by spatial blocks, where the chips have none")
+    epochs: int = Field(100, ge=1, description="times through the places, at most")
+    batch: int = Field(64, ge=2, description="places a step")
+    lr: float = Field(1e-3, gt=0, description="learning rate of the linear layer")
+    encoder_lr: float | None = Field(None, gt=0, description="learning rate of the encoder; as lr when not given")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    schedule: Literal["constant", "cosine", "step"] = Field("cosine", description="course of the learning rates")
+    patience: int | None = Field(
+        10, ge=1, description="epochs without a lower validation loss after which the training ends; null for never"
+    )
+    positive_weight: float | None = Field(None, gt=0, description="of a multi-label task: weight of given labels")
+    threshold: float = Field(0.5, ge=0, le=1, description="probability above which one of several labels is given")
+    flips: bool = Field(True, description="whether places are mirrored at random")
+    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
+    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
+
+    @field_validator("bands")
+    @classmethod
+    def _known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else known_bands(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.chips is not None and self.store is not None:
+            raise ValueError("give either chips (a step) or store (a folder)")
+        if (self.encoder is None) == (self.backbone is None):
+            raise ValueError("give either encoder (a step or a bundle) or backbone (a network with random weights)")
+        if self.encoder is not None and (self.bands is not None or self.ndvi is not None):
+            raise ValueError("an encoder brings its own bands: leave bands and ndvi out")
+        if self.task == "single-label" and len(self.columns) != 1:
+            raise ValueError(f"a single label is in one column, not in {len(self.columns)}")
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("a column is named twice")
+        if self.positive_weight is not None and self.task != "multi-label":
+            raise ValueError("positive_weight is for multi-label tasks only")
+        if self.combine == "concatenate":
+            raise ValueError("places may lack seasons: combine by mean, or name one season")
+        return self
+
+    @property
+    def all_bands(self) -> tuple[str, ...]:
+        """Channels of a backbone."""
+        bands = self.bands or _BANDS
+        return bands if self.ndvi is False else (*bands, "ndvi")
+
+
+class TrainVerb(ModelVerb):
+    """Train a network on labels."""
+
+    name: ClassVar[str] = "train"
+    Settings = TrainSettings
+    uses_seed: ClassVar[bool] = True
+
+    def fingerprint(self, settings: TrainSettings, context: PlanContext) -> Mapping[str, Any]:
+        """Digests of the labels, and of a bundle and chips that are not made in this run."""
+        labels = _labels(settings, context.table(settings.labels))
+        facts: dict[str, Any] = {"labels": hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest()}
+        if settings.encoder is not None and not is_step(settings.encoder, context):
+            facts["encoder"] = bundle_digest(context.path(settings.encoder))
+        if settings.store is not None:
+            objects = Objects(context.path(settings.store).rstrip("/"))
+            facts["store"] = [sha256_of(objects.get(name)) for name in ("chips.parquet", "split.parquet")]
+        return facts
+
+    def plan(self, settings: TrainSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """One task, after the chips and the encoder."""
+        labels = _labels(settings, context.table(settings.labels))
+        _check_labels(settings, labels, context.table(settings.labels))
+        if settings.store is not None:
+            _check_store(labels, context.path(settings.store))
+        source = self._source(settings, context)
+        model = self.model(settings, context)
+        payload: dict[str, Any] = {"labels": context.table(settings.labels)}
+        depends: list[str] = []
+        if settings.store is not None:
+            payload["store"] = context.path(settings.store)
+            stored = [str(band) for band in open_chips(payload["store"])["band"].values]
+            _check_bands(settings, source, stored, payload["store"])
+        else:
+            chips = context.step(settings.chips, verb="chips")
+            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
+            _check_bands(settings, source, chips.settings.bands, f"step {chips.name}")
+            depends += [task.id for task in chips.tasks if task.stage == "groups"]
+            payload["chips"] = chips.name
+        if settings.encoder is not None and is_step(settings.encoder, context):
+            depends += [task.id for task in context.step(settings.encoder).tasks]
+        task = Task(
+            f"{settings.step}/training/all",
+            payload=payload,
+            depends=tuple(depends),
+            memory_bytes=_memory(settings, model),
+            bytes_out=6 * model.weight_bytes,
+        )
+        return (Stage("training", (task,), needs_all=False),)
+
+    def model(self, settings: TrainSettings, context: PlanContext) -> PlannedModel:
+        """What the bundle will be: the encoder with a linear layer."""
+        source = self._source(settings, context)
+        outputs = len(settings.columns)
+        if settings.task == "single-label":
+            labels = _labels(settings, context.table(settings.labels))
+            outputs = int(labels[settings.columns[0]].nunique())
+        return PlannedModel(
+            name=settings.step,
+            bands=source.bands,
+            units="1",
+            resolution=source.resolution,
+            size=settings.size or source.size,
+            task="classification" if settings.task in ("single-label", "multi-label") else "regression",
+            features=outputs,
+            weight_bytes=source.weight_bytes + 4 * outputs * (source.features + 3),
+        )
+
+    def _source(self, settings: TrainSettings, context: PlanContext) -> PlannedModel:
+        """The encoder that is started from."""
+        try:
+            from geoeco.training import expect_encoder
+        except ImportError as error:
+            raise InputError(
+                f"training needs packages that are not installed: {error}",
+                where=f"step {settings.step}",
+                what_to_do="pip install 'geoeco[ml]'",
+                code="extra",
+            ) from error
+        if settings.encoder is not None:
+            found = planned_model(settings.encoder, context, f"step {settings.step}: encoder")
+            if found.task != "embedding":
+                raise InputError(
+                    f"the model {settings.encoder!r} is for {found.task}, no encoder",
+                    where=f"step {settings.step}",
+                    what_to_do="name a pretrain step, or the folder of its bundle",
+                    code="bundle",
+                )
+            return found
+        assert settings.backbone is not None, "one of the two is given"
+        bands = settings.all_bands
+        expected = expect_encoder(settings.backbone, len(bands))
+        size = settings.size
+        if size is None:
+            size = self._chip_size(settings, context)
+        return PlannedModel(
+            settings.backbone, bands, "1", 10.0, size, "embedding", expected.features, expected.weight_bytes
+        )
+
+    def _chip_size(self, settings: TrainSettings, context: PlanContext) -> int:
+        """Pixels along a side of the chips."""
+        if settings.store is None:
+            chips = context.step(settings.chips, verb="chips")
+            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
+            return chips.settings.size
+        return int(open_chips(context.path(settings.store)).sizes["x"])
+
+    def run(self, settings: TrainSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Train, or go on with a training, and put bundle, curves, scores and checkpoints into the step's folder."""
+        from geoeco.training import ModelBundle, train
+
+        source = settings.encoder
+        if source is not None and any(task_id.startswith(f"{source}/") for task_id in context.missing):
+            # what lies in the folder of that step may be the model of other settings
+            raise InputError(
+                "the encoder was not made",
+                where=f"step {source}",
+                what_to_do="see why in the report, and resume",
+                code="bundle",
+            )
+        root = TrainingFiles(context)
+        root.fetch()
+        bundle = train(
+            task.payload.get("store") or context.store.url(task.payload["chips"]),
+            root.path,
+            _labels(settings, task.payload["labels"]),
+            task=settings.task,
+            columns=settings.columns,
+            encoder=ModelBundle.load(bundle_url(source, context)) if source is not None else str(settings.backbone),
+            bands=None if source is not None else settings.all_bands,
+            size=settings.size,
+            freeze=settings.freeze,
+            combine=settings.combine,
+            min_valid=settings.min_valid,
+            fractions=settings.split.fractions,
+            block_m=settings.split.block_m,
+            buffer_m=settings.split.buffer_m,
+            epochs=settings.epochs,
+            batch=settings.batch,
+            lr=settings.lr,
+            encoder_lr=settings.encoder_lr,
+            weight_decay=settings.weight_decay,
+            schedule=settings.schedule,
+            patience=settings.patience,
+            positive_weight=settings.positive_weight,
+            threshold=settings.threshold,
+            flips=settings.flips,
+            target_units=settings.target_units,
+            seed=context.seed,
+            checkpoint_every=settings.checkpoint_every,
+            device=settings.device,
+            precision=settings.precision,
+            workers=settings.workers,
+            # the digests of the chips' pixels and of the encoder
+            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
+            name=context.folder,
+            saved=root.put_checkpoint,
+        )
+        steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
+        title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
+        picture = root.path / "learning_curve.png"
+        validated_curve(steps, validation, picture, title=title, score=_SCORES[settings.task])
+        outputs = [root.put(f"bundle/{name}", kind) for name, kind in BUNDLE_FILES]
+        outputs += [
+            root.put("logs/metrics.csv", "table"),
+            root.put("logs/validation.csv", "table"),
+            root.put("evaluation.json", "table"),
+            root.put("evaluation_details.json", "metadata"),
+            root.put("learning_curve.png", "quicklook", title=f"Learning curve of {context.folder}"),
+        ]
+        stats = {
+            "places": bundle.notes["places"],
+            "epochs": bundle.notes["epochs"],
+            "best_epoch": bundle.notes["best_epoch"],
+            "test": bundle.notes["test"],
+        }
+        return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
+
+    def open(self, settings: TrainSettings, context: RunContext) -> Any:
+        """Load the bundle."""
+        from geoeco.training import ModelBundle
+
+        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
+
+
+def _labels(settings: TrainSettings, path: str) -> pd.DataFrame:
+    """Table of labels: names and the columns that are learned, without geometries."""
+    table = read_table(path)
+    wanted = ("name", *settings.columns)
+    missing = [column for column in wanted if column not in table.columns]
+    if missing:
+        raise InputError(
+            f"the table of labels has no column {missing[0]!r}",
+            where=path,
+            what_to_do=f"its columns are: {', '.join(map(str, table.columns))}",
+            code="recipe",
+        )
+    return pd.DataFrame({column: table[column].to_numpy() for column in wanted})
+
+
+def _check_labels(settings: TrainSettings, labels: pd.DataFrame, path: str) -> None:
+    values = labels[list(settings.columns)].dropna()
+    if not len(values):
+        raise InputError(f"no place has a label in {', '.join(settings.columns)}", where=path, code="no-locations")
+    if settings.task == "single-label" and values.iloc[:, 0].nunique() < 2:
+        raise InputError(
+            f"all labels are of the class {values.iloc[0, 0]!s}",
+            where=path,
+            what_to_do="give two classes or more",
+            code="one-class",
+        )
+
+
+def _check_store(labels: pd.DataFrame, store: str) -> None:
+    """Refuse a store that is not there, or none of whose places has a label, or a set of its split that has none."""
+    objects = Objects(store.rstrip("/"))
+    chips, split = objects.get("chips.parquet"), objects.get("split.parquet")
+    if chips is None:
+        raise InputError(
+            "there is no finished store of chips", where=store, what_to_do="name the folder of a chips step"
+        )
+    labelled = [str(name) for name in labels.dropna()["name"]]
+    names = [str(name) for name in pd.read_parquet(io.BytesIO(chips), columns=["name"])["name"]]
+    if set(labelled).isdisjoint(names):
+        raise InputError(
+            "no place of the chips has a label",
+            where=f"{store}; labels like {labelled[0]!r}, chips like {names[0]!r}",
+            what_to_do="name places in the table as in the store of chips",
+            code="no-locations",
+        )
+    if split is None:
+        return
+    table = pd.read_parquet(io.BytesIO(split))
+    parts = set(table.loc[table["name"].astype(str).isin(labelled), "split"])
+    for part in ("train", "val"):
+        if part not in parts:
+            raise InputError(
+                f"the set {part!r} of the split holds no labelled place",
+                where=store,
+                what_to_do="label more places, or split the chips again",
+                code="empty-split",
+            )
+
+
+def _check_bands(settings: TrainSettings, source: PlannedModel, stored: Sequence[str], where: str) -> None:
+    """Refuse an encoder that needs bands which the chips lack; NDVI is computed from B04 and B08."""
+    needed = {part for band in source.bands for part in (("B04", "B08") if band == "ndvi" else (band,))}
+    missing = sorted(needed - set(stored))
+    if missing:
+        raise InputError(
+            f"the step {settings.step!r} needs {', '.join(missing)}, which the chips lack",
+            where=where,
+            what_to_do=f"their bands are {', '.join(stored)}",
+            code="bands",
+        )
+
+
+def _memory(settings: TrainSettings, model: PlannedModel) -> int:
+    """Upper bound of what a training holds in the memory of the machine, bytes, as if it ran on a CPU.
+
+    The network with gradient, two moments, the best weights and a copy for the checkpoint; a batch of four seasons as
+    stored, as reflectance and mirrored; what the forward pass keeps.
+    """
+    images = 4 * settings.batch
+    kept = ACTIVATION_BYTES if settings.freeze else GRADIENT_BYTES
+    pixels = images * len(model.bands) * max(model.size, 264) ** 2
+    return TRAINING_LIBRARIES_BYTES + 7 * model.weight_bytes + 14 * pixels + images * model.size**2 * kept

@@ -1,0 +1,92 @@
+"""What the verbs that train share: where a training works, what it leaves, and what it takes of memory."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from geoeco.cubes.shards import Objects
+from geoeco.engine import Output, TaskContext
+from geoeco.errors import InputError
+
+__all__ = [
+    "BUNDLE_FILES",
+    "GRADIENT_BYTES",
+    "TRAINING_LIBRARIES_BYTES",
+    "TrainingFiles",
+    "outside_file",
+    "read_columns",
+    "sha256_of",
+]
+
+#: What training needs beside networks and batches: torch and its libraries once they are in use.
+TRAINING_LIBRARIES_BYTES = 1536 * 2**20
+#: Bytes that the forward pass of the query keeps for the backward pass, for each pixel of a view; an upper bound for
+#: residual networks, which a test measures.
+GRADIENT_BYTES = 4096
+#: Files of a model bundle, and their kinds.
+BUNDLE_FILES = (("model.safetensors", "data"), ("sample.safetensors", "data"), ("mlm.json", "metadata"))
+
+
+class TrainingFiles:
+    """Where a training works: in the step's own folder, or in a local one that the run folder's URL mirrors."""
+
+    def __init__(self, context: TaskContext) -> None:
+        self.store, self.folder = context.store, context.folder
+        self.path = self.store.local(self.folder) if self.store.is_local else context.scratch_path / "training"
+
+    def fetch(self) -> None:
+        """Bring the last checkpoint here."""
+        name = f"{self.folder}/checkpoints/last.ckpt"
+        if not self.store.is_local and self.store.exists(name):
+            target = self.path / "checkpoints" / "last.ckpt"
+            target.parent.mkdir(parents=True)
+            self.store.fs.get_file(self.store.url(name), str(target))
+
+    @property
+    def put_checkpoint(self) -> Callable[[Path], None] | None:
+        """What is done after each checkpoint; an object is whole or not there, so that one is enough."""
+        if self.store.is_local:
+            return None
+        return lambda path: self.store.put_file(
+            path / "checkpoints" / "last.ckpt", f"{self.folder}/checkpoints/last.ckpt"
+        )
+
+    def put(self, name: str, kind: str, title: str = "") -> Output:
+        """Bring a file that is done into the run folder, and describe it."""
+        local = self.path / name
+        if not self.store.is_local:
+            self.store.put_file(local, f"{self.folder}/{name}")
+        content = local.read_bytes()
+        return Output(
+            f"{self.folder}/{name}", len(content), hashlib.sha256(content).hexdigest(), kind=kind, title=title
+        )
+
+
+def outside_file(path: str) -> bytes:
+    """Content of a file outside the run folder, local or URL.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    folder, _, name = path.replace("\\", "/").rpartition("/")
+    body = Objects(folder or ".").get(name)
+    if body is None:
+        raise InputError("there is no such file", where=path)
+    return body
+
+
+def sha256_of(body: bytes | None) -> str | None:
+    """SHA-256 of a file's content; None where there is no file."""
+    return None if body is None else hashlib.sha256(body).hexdigest()
+
+
+def read_columns(path: Path) -> dict[str, list[float]]:
+    """Columns of a CSV file of numbers, by name."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in rows[0]}
