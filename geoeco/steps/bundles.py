@@ -83,7 +83,7 @@ class PlannedModel:
                 int(properties["mlm:output"][0]["result"]["shape"][1]),
                 int(properties["mlm:memory_size"]),
             )
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{_ITEM} is not the item of a bundle: {type(error).__name__}: {error}",
                 where=url,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -179,7 +180,7 @@ class ModelBundle:
             )
         if self.task not in _MLM_TASKS:
             raise InputError(f"a model's task is {self.task!r}", what_to_do=f"use one of: {', '.join(_MLM_TASKS)}")
-        if self.size < 1 or not self.resolution > 0:
+        if self.size < 1 or not 0 < self.resolution < math.inf:
             raise InputError("size and resolution of a model's windows must be positive")
         self.module.eval()
 
@@ -214,7 +215,7 @@ class ModelBundle:
                 what_to_do="convert the imagery first: reflectance has the unit '1'",
                 code="units",
             )
-        if resolution is not None and abs(resolution - self.resolution) > 1e-6 * self.resolution:
+        if resolution is not None and not abs(resolution - self.resolution) <= 1e-6 * self.resolution:
             raise InputError(
                 f"the model was trained on pixels of {self.resolution:g} m, the imagery has {resolution:g} m",
                 where=where,
@@ -315,10 +316,12 @@ class ModelBundle:
                 code="model",
             )
         files = {WEIGHTS: write_tensors(weights), SAMPLE: write_tensors({"input": given, "output": expected})}
+        # before a file of a bundle that is there is replaced
+        item = self._item(files, weights, tuple(expected.shape[1:]))
         objects = Objects(where.rstrip("/"))
         for name, content in files.items():
             objects.put(name, [content])
-        objects.put(ITEM, [self._item(files, weights, tuple(expected.shape[1:]))])
+        objects.put(ITEM, [item])
         return folder
 
     @classmethod
@@ -370,22 +373,25 @@ class ModelBundle:
                 where=where,
                 code="bundle",
             ) from error
-        bundle = cls(
-            module=module,
-            architecture=record.architecture,
-            arguments=record.arguments,
-            bands=tuple(record.bands),
-            normalisation=Normalisation(tuple(record.normalisation.mean), tuple(record.normalisation.std)),
-            size=record.size,
-            resolution=record.resolution,
-            units=record.units,
-            task=record.task,
-            classes=tuple(record.classes),
-            training_hash=record.training_hash,
-            name=record.name,
-            description=record.description,
-            notes=record.notes,
-        )
+        try:
+            bundle = cls(
+                module=module,
+                architecture=record.architecture,
+                arguments=record.arguments,
+                bands=tuple(record.bands),
+                normalisation=Normalisation(tuple(record.normalisation.mean), tuple(record.normalisation.std)),
+                size=record.size,
+                resolution=record.resolution,
+                units=record.units,
+                task=record.task,
+                classes=tuple(record.classes),
+                training_hash=record.training_hash,
+                name=record.name,
+                description=record.description,
+                notes=record.notes,
+            )
+        except InputError as error:
+            raise InputError(f"{ITEM} does not describe a model: {error.what}", where=where, code="bundle") from error
         if verify:
             bundle._check_sample(_tensors(objects, document, "sample", SAMPLE, where), where)
         module.to(device)
@@ -406,7 +412,13 @@ class ModelBundle:
         given, expected = tensors.get("input"), tensors.get("output")
         if given is None or expected is None:
             raise InputError("the bundle's sample lacks its input or output", where=f"{where}/{SAMPLE}", code="bundle")
-        found = self(given)
+        try:
+            found = self(given)
+        # a sample of another number of bands, or with fewer pixels than a convolution takes
+        except (InputError, RuntimeError) as error:
+            raise InputError(
+                f"the bundle's sample does not fit its model: {error}", where=f"{where}/{SAMPLE}", code="bundle"
+            ) from error
         limit = _TOLERANCE * max(float(expected.abs().max()), 1e-6)
         if found.shape != expected.shape or not float((found - expected).abs().max()) <= limit:
             raise InputError(

@@ -29,6 +29,7 @@ from geoeco.training.torchgeo_adapter import hub_meta, hub_state
 __all__ = ["LoadedWeights", "hub_bundle", "load_weights"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*_Weights\.\w+")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 #: Where training programs keep the state dict in their checkpoints.
 _NESTED = ("state_dict", "model", "model_state_dict")
 
@@ -74,12 +75,13 @@ def load_weights(module: nn.Module, source: str | Path, *, prefix: str | None = 
     ------
     InputError
         If there is no such file or name, the file holds more than tensors or is damaged, or tensors that the module
-        needs are missing or of another shape.
+        needs are missing, of another shape or not finite.
     TransientError
         If weights cannot be downloaded.
     """
     where = str(source)
-    tensors = hub_state(where) if _HUB_NAME.fullmatch(where) else _read(Path(source))
+    of_hub = _HUB_NAME.fullmatch(where) and Path(where).suffix.lower() not in _SUFFIXES
+    tensors = hub_state(where) if of_hub else _read(Path(source))
     wanted = module.state_dict()
     prefix = _prefix(set(tensors), set(wanted), where) if prefix is None else prefix
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -105,6 +107,14 @@ def load_weights(module: nn.Module, source: str | Path, *, prefix: str | None = 
             code="weights",
         )
     taken = {name: found[name] for name in wanted if name in found}
+    lost = [name for name, value in taken.items() if not torch.isfinite(value).all()]
+    if lost:
+        raise InputError(
+            f"{len(lost)} of {len(taken)} tensors hold numbers that are not finite, {lost[0]!r} among them",
+            where=where,
+            what_to_do="take weights of a training that did not diverge",
+            code="weights",
+        )
     module.load_state_dict(taken, strict=False)
     ignored = tuple(name for name in tensors if name.removeprefix(prefix) not in taken or not name.startswith(prefix))
     return LoadedWeights(where, _digest(taken), ignored)
@@ -183,10 +193,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"the file cannot be read: {error}", where=where, code="weights") from error
-    # torch raises what pickle and zip raise, or a RuntimeError, depending on where it stumbles
+    # torch raises what pickle and zip raise, or a RuntimeError, depending on where it stumbles; its words are not
+    # passed on: they tell how to run the file's code after all
     except Exception as error:
         raise InputError(
-            f"the file holds more than tensors, or is damaged: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"the file holds more than tensors, or is damaged ({type(error).__name__})",
             where=where,
             what_to_do="save its state dict alone, best as .safetensors: files that run code when read are refused",
             code="weights",

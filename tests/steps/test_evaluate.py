@@ -231,6 +231,15 @@ def test_bands_that_the_chips_of_the_recipe_lack_are_named_with_the_encoder(worl
         check_bands(settings, vegetation, ("B02", "B08"))
 
 
+@pytest.mark.parametrize(
+    "body", ["", "[]", "[" * 200_000, '{"properties": {"geoeco:bundle": {}, "mlm:memory_size": 1e999}}']
+)
+def test_what_is_no_item_of_a_bundle_is_an_input_error_when_it_is_planned(tmp_path, body):
+    (tmp_path / "mlm.json").write_text(body)
+    with pytest.raises(InputError, match="not the item of a bundle"):
+        PlannedModel.read(str(tmp_path))
+
+
 @pytest.mark.slow
 def test_the_plan_bounds_what_the_task_takes_in_a_process_of_its_own(world, tmp_path):
     (world / "recipe.yaml").write_text(RECIPE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -184,6 +185,44 @@ def test_an_item_with_wrong_fields_is_an_input_error(folder, key, value):
     rewrite(folder, lambda d: d["properties"]["geoeco:bundle"].update({key: value}))
     with pytest.raises(InputError):
         ModelBundle.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("bands", ["B02", "B04"]), ("bands", ["B02", "B02", "B08", "ndvi"]), ("size", 0), ("resolution", float("inf"))],
+)
+def test_parts_of_an_item_that_do_not_fit_together_are_refused_with_the_name_of_the_bundle(folder, key, value):
+    item = json.loads((folder / "mlm.json").read_text())
+    item["properties"]["geoeco:bundle"][key] = value
+    (folder / "mlm.json").write_text(json.dumps(item))
+    with pytest.raises(InputError) as told:
+        ModelBundle.load(folder)
+    assert str(folder) in str(told.value)
+
+
+def test_a_sample_that_the_network_cannot_take_is_an_input_error(folder):
+    sample = load_file(folder / "sample.safetensors")
+    save_file({**sample, "input": sample["input"][..., :0].contiguous()}, folder / "sample.safetensors")
+    content = (folder / "sample.safetensors").read_bytes()
+    item = json.loads((folder / "mlm.json").read_text())
+    item["assets"]["sample"] |= {
+        "file:size": len(content),
+        "file:checksum": "1220" + hashlib.sha256(content).hexdigest(),
+    }
+    (folder / "mlm.json").write_text(json.dumps(item))
+    with pytest.raises(InputError, match="sample does not fit"):
+        ModelBundle.load(folder)
+
+
+def test_a_bundle_that_is_there_outlives_a_saving_that_fails(folder):
+    with pytest.raises(InputError, match="plain JSON"):
+        make(notes={"loss": float("nan")}, module=create_backbone(**ARGUMENTS)).save(folder)
+    ModelBundle.load(folder)
+
+
+def test_a_resolution_that_is_no_number_is_refused():
+    with pytest.raises(InputError, match="pixels of 10 m"):
+        make().check_input(BANDS, "1", float("nan"))
 
 
 def test_a_folder_without_a_bundle_is_an_input_error(tmp_path):

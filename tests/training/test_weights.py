@@ -96,6 +96,22 @@ def test_a_whole_module_of_torch_save_is_refused(trained, tmp_path):
     with pytest.raises(InputError, match="more than tensors") as caught:
         load_weights(fresh(), tmp_path / "whole.pth")
     assert "safetensors" in caught.value.what_to_do
+    # torch's own message tells how to run it after all
+    assert "weights_only" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
+    torch.save({name: value * float("nan") for name, value in trained.state_dict().items()}, tmp_path / "nan.pth")
+    with pytest.raises(InputError, match="not finite"):
+        load_weights(fresh(), tmp_path / "nan.pth")
+
+
+def test_a_file_in_this_folder_is_no_name_of_torchgeo(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(trained.state_dict(), "Field_Weights.pth")
+    module = fresh()
+    load_weights(module, "Field_Weights.pth")
+    assert same(module, trained)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
