@@ -206,6 +206,7 @@ class PretrainVerb(ModelVerb):
         expected = expect_encoder(
             settings.backbone,
             len(settings.all_bands),
+            size=settings.size,
             norm_splits=settings.norm_splits,
             group_norm=settings.group_norm,
         )

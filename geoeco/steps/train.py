@@ -219,10 +219,10 @@ class TrainVerb(ModelVerb):
             return found
         assert settings.backbone is not None, "one of the two is given"
         bands = settings.all_bands
-        expected = expect_encoder(settings.backbone, len(bands))
         size = settings.size
         if size is None:
             size = self._chip_size(settings, context)
+        expected = expect_encoder(settings.backbone, len(bands), size=size)
         return PlannedModel(
             settings.backbone, bands, "1", 10.0, size, "embedding", expected.features, expected.weight_bytes
         )

@@ -181,6 +181,8 @@ class ChipDataset(NonGeoDataset):
             raise InputError(f"crop is {crop!r}", what_to_do="use 'centre' or 'random'")
         if dates is not None and dates < 2:
             raise InputError(f"{dates} dates make no contrast", what_to_do="draw 2 or 3")
+        if not 0 <= min_valid <= 1:
+            raise InputError(f"min_valid is a part from 0 to 1, not {min_valid}")
         self.store = str(store)
         self.crop = crop
         self.dates = dates

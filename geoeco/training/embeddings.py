@@ -21,6 +21,7 @@ import zarr
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from zarr.codecs import BytesCodec, ZstdCodec
 
 from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError, OutputError
@@ -121,8 +122,19 @@ def location_features(embeddings: xr.DataArray, combine: str = "mean") -> xr.Dat
     ------
     InputError
         If there is no such season.
+    OutputError
+        If they cannot be read.
     """
-    values = embeddings.compute()
+    try:
+        values = embeddings.compute()
+    # what zarr and its codecs raise where a checksum does not fit, or a file is gone
+    except (RuntimeError, ValueError, OSError) as error:
+        raise OutputError(
+            f"the embeddings that are kept are damaged: {error}",
+            where=str(embeddings.attrs.get("folder", "")),
+            what_to_do="remove this folder: they are made again",
+            code="checksum",
+        ) from error
     if combine == "mean":
         return values.mean("season", skipna=True)
     if combine == "concatenate":
@@ -188,7 +200,10 @@ def _is_whole(folder: str) -> bool:
     if body is None:
         return False
     there = {name: size for name, (_, size) in _files(f"{folder}/{_ZARR}").items()}
-    return bool(json.loads(body)["files"] == there)
+    try:
+        return bool(json.loads(body)["files"] == there)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _open(folder: str, key: str) -> xr.DataArray:
@@ -269,6 +284,7 @@ def _write(
                 chunks=(min(rows, len(dataset)), seasons, part.shape[2]),
                 dtype="float32",
                 fill_value=np.nan,
+                codecs=[BytesCodec(), ZstdCodec(checksum=True)],
                 dimension_names=("sample", "season", "feature"),
                 config={"write_empty_chunks": True},
             )

@@ -6,6 +6,7 @@ What is learned is the task's; which batches come is `geoeco.training.LocationBa
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -96,6 +97,8 @@ def fit(
         for events in (root / "logs").glob("events.out.tfevents.*"):
             events.unlink()
     files = CheckpointFiles(root / "checkpoints", every, key, None if saved is None else lambda _: saved(root))
+    # what Lightning says of itself is nothing that whoever runs a recipe has asked for
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     bf16 = precision == "bf16" or (precision == "auto" and on_gpu)
     trainer = Trainer(
         accelerator="cuda" if on_gpu else "cpu",
@@ -117,6 +120,8 @@ def fit(
         # the batches begin at the step of the checkpoint, which Lightning cannot know
         warnings.filterwarnings("ignore", message=r".*your dataloader is.not resumable.*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        # Lightning's own use of torch
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
         # a frozen encoder is meant to be
         warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")
         path = str(resumed.path) if resumed is not None else None
@@ -130,23 +135,34 @@ def fit(
         )
 
 
-def uses_gpu(device: str) -> bool:
+def uses_gpu(device: str, precision: str = "auto") -> bool:
     """Whether a training runs on a GPU.
 
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
+    precision : {"auto", "32", "bf16"}
 
     Raises
     ------
     InputError
-        If there is no such device.
+        If there is no such device or precision, or bfloat16 is asked for without a GPU: with torch 2.15 on a CPU with
+        AMX the gradients of small convolutions are now and then not finite.
     """
+    if precision not in ("auto", "32", "bf16"):
+        raise InputError(f"precision is {precision!r}", what_to_do="use 'auto', '32' or 'bf16'")
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}", what_to_do="use 'auto', 'cpu' or 'cuda'")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("there is no CUDA device", what_to_do="use device: auto or cpu", code="device")
-    return device != "cpu" and torch.cuda.is_available()
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if precision == "bf16" and not on_gpu:
+        raise InputError(
+            "bfloat16 is for GPUs: on a CPU its gradients cannot be relied on",
+            what_to_do="use precision: auto or 32",
+            code="precision",
+        )
+    return on_gpu
 
 
 def reading_processes(workers: int | None, on_gpu: bool) -> int:

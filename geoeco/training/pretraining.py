@@ -23,12 +23,13 @@ from geoeco.training.bundles import ModelBundle, Normalisation
 from geoeco.training.checkpoints import LearningCurve
 from geoeco.training.chip_dataset import ChipDataset
 from geoeco.training.datamodule import ChipDataModule
+from geoeco.training.expectations import expect_encoder
 from geoeco.training.fitting import fit, reading_processes, uses_gpu
 from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.season_contrast import Schedule, SeasonContrast
 from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
 from geoeco.training.views import MoCoViews, SeasonViews
-from geoeco.training.weights import load_weights
+from geoeco.training.weights import load_weights, source_identity
 
 __all__ = ["DEFAULT_BANDS", "pretrain"]
 
@@ -175,20 +176,13 @@ def pretrain(
     (2020), MoCo v2, arXiv 2003.04297. Goyal et al. (2017), arXiv 1706.02677.
     """
     root = Path(folder)
-    on_gpu = uses_gpu(device)
+    on_gpu = uses_gpu(device, precision)
     if method not in ("seco", "moco", "none"):
         raise InputError(f"method is {method!r}", what_to_do="use 'seco', 'moco' or 'none'")
-    if precision not in ("auto", "32", "bf16"):
-        raise InputError(f"precision is {precision!r}", what_to_do="use 'auto', '32' or 'bf16'")
-    if precision == "bf16" and not on_gpu:
-        # gradients of convolutions in bfloat16 were not a number now and then on CPUs, for the same input
-        raise InputError(
-            "bfloat16 is for GPUs: on a CPU its gradients cannot be relied on",
-            what_to_do="use precision: auto or 32",
-            code="precision",
-        )
-    if epochs < 1 or checkpoint_every < 1 or not lr > 0:
-        raise InputError("epochs, checkpoint_every and lr must be positive")
+    if min(epochs, batch, checkpoint_every) < 1 or not (lr > 0 and bare_weight > 0):
+        raise InputError("epochs, batch, checkpoint_every, lr and bare_weight must be positive")
+    if not (0 <= momentum < 1 and weight_decay >= 0 and (workers is None or workers >= 0)):
+        raise InputError("momentum is from 0 to below 1, weight_decay and workers are not negative")
     data = ChipDataset(
         store, names=names, bands=bands, min_valid=min_valid, dates=2 if method == "moco" else 3, seed=seed
     )
@@ -199,6 +193,14 @@ def pretrain(
         raise InputError(
             f"norm_splits of {norm_splits} does not divide the batch of {batch}",
             what_to_do="choose a batch that norm_splits divides",
+        )
+    expect_encoder(backbone, len(data.all_bands), size=size, norm_splits=norm_splits, group_norm=group_norm)
+    if favoured and not set(favoured) & set(data.names):
+        raise InputError(
+            f"none of {len(favoured)} favoured locations is among those of the training",
+            where=f"favoured like {next(iter(favoured))!r}, locations like {data.names[0]!r}",
+            what_to_do="name locations as in the store of chips",
+            code="no-locations",
         )
     keys = _queue_size(queue, batch, len(data), method)
     scale, measured = _normalisation(normalisation, data, bare_weight)
@@ -227,7 +229,8 @@ def pretrain(
         "queue": keys,
         "dim": dim,
         "key_momentum": key_momentum,
-        "initial_weights": initial_weights,
+        # not where a file lies, which makes no difference to what is learned
+        "initial_weights": None if initial_weights is None else source_identity(initial_weights),
         "sampling": hashlib.sha256(weights.tobytes()).hexdigest(),
         "seed": seed,
     }
@@ -362,6 +365,6 @@ def _training_hash(data: ChipDataset, settings: Mapping[str, Any], key: str) -> 
 
 def _description(method: str, backbone: str, locations: int, initial_weights: str | None) -> str:
     if method == "none":
-        return f"{backbone}, not trained: " + (initial_weights or "RANDOM WEIGHTS")
+        return f"{backbone}, not trained: " + (Path(initial_weights).name if initial_weights else "RANDOM WEIGHTS")
     kind = "season contrast" if method == "seco" else "momentum contrast"
     return f"{backbone} trained by {kind} on season chips of {locations} locations"

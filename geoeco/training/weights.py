@@ -26,7 +26,7 @@ from geoeco.training.chip_dataset import NDVI
 from geoeco.training.statistics import seco_eco_normalisation
 from geoeco.training.torchgeo_adapter import hub_meta, hub_state
 
-__all__ = ["LoadedWeights", "hub_bundle", "load_weights"]
+__all__ = ["LoadedWeights", "hub_bundle", "load_weights", "source_identity"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*_Weights\.\w+")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -80,8 +80,7 @@ def load_weights(module: nn.Module, source: str | Path, *, prefix: str | None = 
         If weights cannot be downloaded.
     """
     where = str(source)
-    of_hub = _HUB_NAME.fullmatch(where) and Path(where).suffix.lower() not in _SUFFIXES
-    tensors = hub_state(where) if of_hub else _read(Path(source))
+    tensors = hub_state(where) if _is_hub_name(where) else _read(Path(source))
     wanted = module.state_dict()
     prefix = _prefix(set(tensors), set(wanted), where) if prefix is None else prefix
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -118,6 +117,35 @@ def load_weights(module: nn.Module, source: str | Path, *, prefix: str | None = 
     module.load_state_dict(taken, strict=False)
     ignored = tuple(name for name in tensors if name.removeprefix(prefix) not in taken or not name.startswith(prefix))
     return LoadedWeights(where, _digest(taken), ignored)
+
+
+def source_identity(source: str | Path) -> str:
+    """Tell weights apart wherever they lie: torchgeo's name, or the SHA-256 of a local file.
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    """
+    if _is_hub_name(str(source)):
+        return str(source)
+    path = Path(source)
+    if not path.is_file():
+        raise _no_file(path)
+    return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def _is_hub_name(source: str) -> bool:
+    return _HUB_NAME.fullmatch(source) is not None and Path(source).suffix.lower() not in _SUFFIXES
+
+
+def _no_file(path: Path) -> InputError:
+    return InputError(
+        "there is no such file of weights",
+        where=str(path),
+        what_to_do="give a local file, or a name of torchgeo's such as ResNet50_Weights.SENTINEL2_ALL_SECO_ECO",
+        code="weights",
+    )
 
 
 def hub_bundle(name: str, *, normalisation: Normalisation | None = None, size: int = 224) -> ModelBundle:
@@ -178,12 +206,7 @@ def hub_bundle(name: str, *, normalisation: Normalisation | None = None, size: i
 def _read(path: Path) -> dict[str, Tensor]:
     where = str(path)
     if not path.is_file():
-        raise InputError(
-            "there is no such file of weights",
-            where=where,
-            what_to_do="give a local file, or a name of torchgeo's such as ResNet50_Weights.SENTINEL2_ALL_SECO_ECO",
-            code="weights",
-        )
+        raise _no_file(path)
     if path.suffix == ".safetensors":
         try:
             return read_tensors(path.read_bytes())

@@ -178,6 +178,22 @@ def test_what_is_half_written_is_made_again(drawn, tmp_path, damage):
     assert again.identical(first)
 
 
+def test_a_record_that_cannot_be_read_counts_as_none(drawn, tmp_path):
+    first = embed_chips(bundle_of(Means()), drawn.store, tmp_path).load()
+    (Path(first.attrs["folder"]) / "embeddings.json").write_text("{")
+    assert embed_chips(bundle_of(Means()), drawn.store, tmp_path).identical(first)
+
+
+def test_embeddings_that_were_changed_are_not_scored(drawn, tmp_path):
+    folder = Path(embed_chips(bundle_of(Means()), drawn.store, tmp_path).attrs["folder"])
+    (chunk,) = (path for path in (folder / "embeddings.zarr").rglob("c/*/*/*") if path.is_file())
+    content = chunk.read_bytes()
+    for at in range(0, len(content), 7):
+        chunk.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(OutputError, match="damaged"):
+            location_features(embed_chips(bundle_of(Means()), drawn.store, tmp_path))
+
+
 def test_a_folder_may_be_remote(drawn):
     out = "memory://embeddings-of-a-test"
     first = embed_chips(bundle_of(Means()), drawn.store, out)

@@ -255,6 +255,25 @@ def test_further_options_reach_the_training(store, tmp_path):
     ModelBundle.load(tmp_path / "bundle")
 
 
+def test_weights_to_start_from_are_known_by_their_content_and_not_by_their_place(store, tmp_path):
+    torch.manual_seed(9)
+    state = create_backbone("test_resnet", len(BANDS)).state_dict()
+    made = []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        torch.save(state, tmp_path / folder / "start.pth")
+        changes = {"method": "none", "initial_weights": str(tmp_path / folder / "start.pth")}
+        made.append(pretrain(store, tmp_path / folder, **{**SETTINGS, **changes}))
+        for name, value in made[-1].module.state_dict().items():
+            assert torch.equal(value, state[name]), name
+    one, other = ((tmp_path / folder / "bundle" / "mlm.json").read_bytes() for folder in ("here", "there"))
+    assert one == other
+    assert str(tmp_path).encode() not in one
+    torch.save({name: value * 2 for name, value in state.items()}, tmp_path / "here" / "start.pth")
+    changes["initial_weights"] = str(tmp_path / "here" / "start.pth")
+    assert pretrain(store, tmp_path / "x", **{**SETTINGS, **changes}).training_hash != made[0].training_hash
+
+
 def test_a_bundle_tells_between_which_pixel_sizes_its_views_lay(store, tmp_path):
     bundle = pretrain(store, tmp_path, **{**SETTINGS, "size": 8, "epochs": 1}, views={"scale": (0.25, 1.0)})
     # chips of 16 pixels of 10 m: a quarter of the area is half of the side
@@ -284,6 +303,14 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path):
         ({"queue": 10}, "no multiple of the batch"),
         ({"method": "simclr"}, "method is"),
         ({"epochs": 0}, "positive"),
+        ({"batch": 0}, "positive"),
+        ({"bare_weight": -1.0}, "positive"),
+        ({"momentum": -1.0}, "momentum is from 0"),
+        ({"workers": -1}, "workers are not negative"),
+        ({"min_valid": float("nan")}, "min_valid is a part"),
+        ({"favoured": ["nowhere"]}, "none of 1 favoured locations"),
+        ({"initial_weights": "nowhere.pth"}, "no such file of weights"),
+        ({"backbone": "vit_tiny_patch16_224"}, "does not take images of 16 x 16 pixels"),
         ({"schedule": "up"}, "schedule is"),
         ({"normalisation": "guess"}, "normalisation is"),
         ({"backbone": "resnet5"}, "no network"),
