@@ -32,6 +32,7 @@ from geoeco.training.evaluation import (
     json_bytes,
     rows_of,
 )
+from geoeco.training.expectations import expect_encoder
 from geoeco.training.fitting import fit, reading_processes, uses_gpu
 from geoeco.training.labelled import PARTS, Labelled, labelled_places, support_of
 from geoeco.training.prediction import PartLoader, SeasonPrediction, Validation, predicted
@@ -178,7 +179,7 @@ def train(
     training that was stopped and goes on gives bit by bit what an undisturbed one gives.
     """
     root = Path(folder)
-    on_gpu = uses_gpu(device)
+    on_gpu = uses_gpu(device, precision)
     _check_numbers(epochs, batch, lr, encoder_lr, weight_decay, checkpoint_every, patience, min_valid)
     schedule_factor(0, 1, schedule)
     loss = loss_of(task, positive_weight)
@@ -196,6 +197,8 @@ def train(
     }
     if combine == "concatenate":
         raise InputError("places may lack seasons", what_to_do="combine by 'mean', or name one season")
+    if bundle is None:
+        expect_encoder(str(arguments["name"]), len(channels), size=side or stored)
     everything = ChipDataset(store, **view)
     if bundle is not None:
         bundle.check_input(everything.all_bands, "1", everything.resolution)
