@@ -62,7 +62,8 @@ class StepSettings(BaseModel):
         Keys that say how the work is done and not what comes out (class attribute): no part of the step hash.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # keys are hashed as JSON, which has neither
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name"})
 

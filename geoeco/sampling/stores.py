@@ -495,7 +495,14 @@ def open_chips(store: str, *, kept: bool = True, stored: bool = False, chunks: A
     body = Objects(store.rstrip("/")).get("chips.parquet")
     if body is None:
         raise OutputError("the store has no table yet", where=store, what_to_do="join its parts: finish_chips")
-    table = gpd.read_parquet(io.BytesIO(body))
+    try:
+        table = gpd.read_parquet(io.BytesIO(body))
+    except (ValueError, OSError) as error:
+        raise OutputError(
+            f"the store's table chips.parquet is damaged: {error}",
+            where=store,
+            what_to_do="remove it and join the parts again: finish_chips",
+        ) from error
     data = xr.open_zarr(_zarr(store), chunks=chunks, consolidated=False, mask_and_scale=False)
     if not stored:
         # a scale of double precision would make doubles of all chips

@@ -50,7 +50,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9_]+_Weights\.\w+")
 class ViewSettings(BaseModel):
     """Augmentation, where it differs from SSL4Eco's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     scale: tuple[float, float] = Field((0.2, 1.0), description="smallest and largest area of a crop")
     ndvi: Literal["recompute", "jitter", "leave"] = Field(
@@ -347,7 +347,13 @@ def _names(part: Part | None, store: str) -> list[str] | None:
     body = None if part == "all" else Objects(store.rstrip("/")).get("split.parquet")
     if body is None:
         return None
-    table = pd.read_parquet(io.BytesIO(body))
+    try:
+        table = pd.read_parquet(io.BytesIO(body), columns=["name", "split"])
+    # pyarrow's errors are among these
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(
+            f"split.parquet is no table of names and sets: {error}", where=store, what_to_do="make the split again"
+        ) from error
     names = [str(name) for name in table.loc[table["split"] == (part or "train"), "name"]]
     if not names:
         raise InputError(

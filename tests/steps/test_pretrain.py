@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="needs the extra ml")
 from geoeco.engine import RunStore  # noqa: E402
 from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
-from geoeco.steps.pretrain import PretrainSettings, training_memory  # noqa: E402
+from geoeco.steps.pretrain import PretrainSettings, _names, training_memory  # noqa: E402
 from geoeco.training import ModelBundle, fitting, pretrain, pretraining  # noqa: E402
 from tests.training.stores import pixels, store_of  # noqa: E402
 
@@ -198,11 +198,20 @@ def test_settings_of_the_step_are_those_of_the_function():
         ("steps.0.method=simclr", "simclr|seco"),
         ("steps.0.norm_splits=3", "does not divide"),
         ("steps.0.epochs=0", "epochs"),
+        ("steps.0.lr=.inf", "finite"),
+        ("steps.0.views.blur_sigma=[0.1, .inf]", "finite"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused_when_read(folder, setting, what):
     with pytest.raises(RecipeError, match=what):
         recipe(folder, setting)
+
+
+@pytest.mark.parametrize("content", [b"nonsense", pd.DataFrame({"name": ["a"]}).to_parquet()])
+def test_a_split_that_is_no_table_of_sets_is_an_input_error(tmp_path, content):
+    (tmp_path / "split.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="no table of names and sets"):
+        _names(None, str(tmp_path))
 
 
 @pytest.mark.parametrize(

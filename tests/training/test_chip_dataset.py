@@ -16,6 +16,7 @@ from torchgeo.datasets import NonGeoDataset  # noqa: E402
 from geoeco.errors import InputError, OutputError  # noqa: E402
 from geoeco.sampling import SEASONS, open_chips  # noqa: E402
 from geoeco.training import ChipDataset  # noqa: E402
+from tests.training.stores import pixels, store_of  # noqa: E402
 
 
 def test_a_sample_holds_the_chips_of_the_store(chips):
@@ -163,3 +164,10 @@ def test_a_unet_of_segmentation_models_learns_land_cover_from_its_samples(chips)
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_damaged_table_is_told(tmp_path):
+    store = store_of(tmp_path / "store", pixels(2))
+    (tmp_path / "store" / "chips.parquet").write_bytes(b"nonsense")
+    with pytest.raises(OutputError, match=r"chips\.parquet is damaged"):
+        ChipDataset(store)
