@@ -278,9 +278,6 @@ def fill_range(series: Any, weights: Any, start: int, stop: int, day: Any, step:
 # --- looks that clouds, shadows or snow changed ----------------------------------------------------------------------
 
 
-_FAR = 1e9
-
-
 @_jit
 def despike(y: Any, w: Any, day: Any, depth: float, span: float, rounds: int, work: Any) -> None:
     """Set the weight of dips to 0: clouds and shadows that the mask let through.
@@ -916,16 +913,20 @@ def grade(day: Any, from_day: Any, y: Any, w: Any, snow: Any, fit: Any, j: int, 
         squares = 0.0
         residual = 0.0
         snows = 0
+        # without branches: which looks are clouded is as good as random
         for t in range(t0, t1):
-            if w[t, j] > 0.0:
-                snows += snow[t, j]
-                if with_snow or snow[t, j] == 0:
-                    gap = max(gap, day[t] - previous)
-                    previous = day[t]
-                    n += 1.0
-                    total += y[t, j]
-                    squares += y[t, j] * y[t, j]
-                    residual += (y[t, j] - fit[t, j]) ** 2
+            seen = w[t, j] > 0.0
+            snows += snow[t, j] if seen else 0
+            counted = seen & (with_snow | (snow[t, j] == 0))
+            gap = max(gap, day[t] - previous) if counted else gap
+            previous = day[t] if counted else previous
+            one = 1.0 if counted else 0.0
+            look = y[t, j]
+            rest = look - fit[t, j]
+            n += one
+            total += one * look
+            squares += one * (look * look)
+            residual += one * (rest * rest)
         gap = max(gap, stop - previous) / length
         spread = squares - total * total / max(n, 1.0)
         if gap <= 0.3 and residual < 0.25 * spread:
@@ -981,38 +982,33 @@ def lowland(curve: Any, k: int, direction: int, level: float, step: int) -> floa
 
 
 @_jit
-def set_none(
-    day: Any,
-    from_day: Any,
-    w: Any,
-    j: int,
-    years: Any,
-    least: int,
-    longest: float,
-    last_day: float,
-    pixel: int,
-    out: Any,
-) -> None:
-    """Say for a pixel that no year has a cycle, or that there are not enough looks to tell."""
+def coverage(day: Any, from_day: Any, w: Any, years: Any, last_day: float, looks: Any, gaps: Any) -> None:
+    """Looks and longest gap in days of each year, ``(year, LANES)``; a last row of `looks` counts them all."""
+    total = each(0.0)
+    for t in range(day.size):
+        total = total + where(load(w, t) > 0.0, 1.0, 0.0)
+    store(looks, years.size - 1, total)
     for year in range(years.size - 1):
-        out[:10, year, :, pixel] = np.nan
-        out[10, year, :, pixel] = 255.0
-        out[11, year, :, pixel] = 0.0
-        looks = 0
-        gap = 0.0
-        previous = years[year]
+        count, gap, previous = each(0.0), each(0.0), each(years[year])
         t0 = from_day[int(min(max(years[year], 0.0), last_day))]
         t1 = from_day[int(min(max(years[year + 1], 0.0), last_day))]
         for t in range(t0, t1):
-            if w[t, j] > 0.0:
-                looks += 1
-                gap = max(gap, day[t] - previous)
-                previous = day[t]
-        gap = max(gap, years[year + 1] - previous)
-        if looks < least or gap > longest:
+            seen = load(w, t) > 0.0
+            count = count + where(seen, 1.0, 0.0)
+            gap = where(seen, maximum(gap, day[t] - previous), gap)
+            previous = where(seen, day[t], previous)
+        store(looks, year, count)
+        store(gaps, year, maximum(gap, years[year + 1] - previous))
+
+
+@_jit
+def set_none(looks: Any, gaps: Any, j: int, least: int, longest: float, pixel: int, out: Any) -> None:
+    """Say for a pixel that no year has a cycle, or that there are not enough looks to tell; `out` is empty there."""
+    for year in range(gaps.shape[0]):
+        if looks[year, j] < least or gaps[year, j] > longest:
             out[11, year, 0, pixel] = 255.0
         else:
-            out[10, year, 0, pixel] = 6.0 if looks > 23 and gap <= 30.0 else 7.0
+            out[10, year, 0, pixel] = 6.0 if looks[year, j] > 23 and gaps[year, j] <= 30.0 else 7.0
 
 
 @_jit
@@ -1291,8 +1287,13 @@ def metrics_range(
     no_weights = np.zeros((0, 0), np.float32)
     # results are gathered in strips: rows of `out` lie far apart
     found = np.zeros((METRICS, years.size - 1, 2, _STRIP), np.float32)
+    looks = np.zeros((years.size, LANES))
+    gaps = np.zeros((years.size - 1, LANES))
     for strip in range(start, stop, _STRIP):
         end = min(strip + _STRIP, stop)
+        found[:10] = np.nan
+        found[10] = 255.0
+        found[11] = 0.0
         for p0 in range(strip, end, LANES):
             width = min(LANES, end - p0)
             load_looks(series, weights, p0, width, y, w0)
@@ -1318,18 +1319,16 @@ def metrics_range(
                 solve(y, w, knot, frac, lam, z, g, c)
                 at_dates(z, knot, frac, fitted)
             store(noise, 0, _raise_floor(z, y, w0, fitted, rules.dormant_noise, work))
+            coverage(day, from_day, w0, years, last_day, looks, gaps)
             for j in range(width):
-                looks = 0
-                for t in range(n_times):
-                    looks += 1 if w0[t, j] > 0.0 else 0
-                if looks < rules.min_looks:
-                    w0[:, j] = 0.0
-                for k in range(n_knots):
-                    curve[k] = z[k, j]
-                set_none(day, from_day, w0, j, years, rules.min_looks, rules.max_gap, last_day, p0 - strip + j, found)
+                set_none(looks, gaps, j, rules.min_looks, rules.max_gap, p0 - strip + j, found)
+                if looks[years.size - 1, j] < rules.min_looks:
+                    continue
                 ends = believed(day, w0, j, step, n_knots)
                 if ends[1] <= ends[0]:
                     continue
+                for k in range(n_knots):
+                    curve[k] = z[k, j]
                 n = find_peaks(
                     curve, ends[0], ends[1], reach, rules.min_amplitude, rules.min_range_share, peaks, left, right
                 )
