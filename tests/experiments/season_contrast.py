@@ -48,7 +48,7 @@ class Setting:
     key_momentum: float = 0.99
     queue: int = 400
     temperature: float = 0.2
-    precision: str = "bf16"
+    precision: str = "auto"
     folds: int = 5
     max_epochs: int = 200
     combine: str = "concatenate"
