@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 _ITEM = "mlm.json"
+#: The other files of a bundle, by their assets in its item.
+_FILES = {"model": "model.safetensors", "sample": "sample.safetensors"}
 #: What torch, timm and the rest of the extra ml take once they are imported; an upper bound, which a test measures.
 LIBRARIES_BYTES = 1024 * 2**20
 #: What a network of usual make holds at once in evaluation, bytes for each pixel of an image of a batch.
@@ -62,18 +64,20 @@ class PlannedModel:
 
     @classmethod
     def read(cls, url: str) -> Self:
-        """Read it from the item of a bundle.
+        """Read it from the item of a bundle, whose other files must be those that the item names.
 
         Raises
         ------
         InputError
-            If there is no bundle, or its item is not one that geoeco wrote.
+            If there is no bundle, its item is not one that geoeco wrote, or a file was changed since.
         """
         content = bundle_item(url)
         try:
-            properties = json.loads(content)["properties"]
+            document = json.loads(content)
+            checksums = {name: str(document["assets"][key]["file:checksum"]) for key, name in _FILES.items()}
+            properties = document["properties"]
             record = properties["geoeco:bundle"]
-            return cls(
+            model = cls(
                 str(record["name"] or record["architecture"]),
                 tuple(str(band) for band in record["bands"]),
                 str(record["units"]),
@@ -90,6 +94,22 @@ class PlannedModel:
                 what_to_do="name the folder of a bundle that geoeco wrote",
                 code="bundle",
             ) from error
+        for name, checksum in checksums.items():
+            _check_file(url, name, checksum)
+        return model
+
+
+def _check_file(url: str, name: str, checksum: str) -> None:
+    content = Objects(url.rstrip("/")).get(name)
+    if content is None or not checksum.endswith(hashlib.sha256(content).hexdigest()):
+        raise InputError(
+            f"the bundle lacks its {name}"
+            if content is None
+            else f"{name} is not the file that the bundle was made with: its checksum differs",
+            where=url,
+            what_to_do="get the whole bundle again from where it came",
+            code="checksum",
+        )
 
 
 class ModelVerb(Verb):

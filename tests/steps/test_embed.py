@@ -360,9 +360,11 @@ def test_a_bundle_with_other_weights_is_refused_before_work(folder: Path, tmp_pa
     content = bytearray(weights.read_bytes())
     content[-10] ^= 1
     weights.write_bytes(content)
-    planned = Map(tmp_path / "recipe", tmp_path / "run")
     with pytest.raises(InputError, match="checksum"):
-        planned.run(())
+        Map(tmp_path / "recipe", tmp_path / "run")
+    weights.unlink()
+    with pytest.raises(InputError, match=r"lacks its model\.safetensors"):
+        Map(tmp_path / "recipe", tmp_path / "run")
     (tmp_path / "recipe" / "bundle" / "mlm.json").write_text("{}")
     with pytest.raises(InputError, match="not the item of a bundle"):
         Map(tmp_path / "recipe", tmp_path / "run")
