@@ -28,8 +28,9 @@ METRICS = 19
 #: Parameters of a fitted cycle: left base, top, right base, middle and log rate of the rise, the same of the fall.
 SIZE = 7
 #: Prior of a fitted cycle: usual log rates (1/day) of rise and fall, the standard deviation of log rates around the
-#: middle between these and the smooth curve's; the standard deviations of the difference of the two bases, and of each
-#: base around that of the smooth curve. The usual rates are the medians of real series (docs/phenology.md).
+#: middle between these and the smooth curve's; the standard deviations of the difference of the two bases (to which
+#: half that of the smooth curve is added, in squares), and of each base around that of the smooth curve. The usual
+#: rates are the medians of real series (docs/phenology.md).
 PRIOR = np.array([np.log(0.11), np.log(0.09), 0.2, 0.02, 0.1])
 
 _PAIRS = SIZE * (SIZE + 1) // 2
@@ -493,7 +494,9 @@ def _equations(
         store(a, n, load(a, n) + ridge)
         store(b, i, load(b, i) + ridge * off)
         cost = cost + ridge * off * off
-    ridge = variance / (prior[3] * prior[3])
+    # a cycle between two others, or beside one, stands on two levels: the smooth curve tells
+    step = 0.5 * (load(centre, 2) - load(centre, 0))
+    ridge = variance / (prior[3] * prior[3] + step * step)
     off = right - left
     store(a, 0, load(a, 0) + ridge)
     store(a, 5, load(a, 5) + ridge)

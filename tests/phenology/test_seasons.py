@@ -81,6 +81,28 @@ def test_two_cycles_are_ranked_by_amplitude_not_by_time(make_stack, cycle, days_
     assert (m.amplitude.sel(cycle=1) > m.amplitude.sel(cycle=2)).all()
 
 
+def test_a_crop_that_follows_another_keeps_the_base_it_rises_from(make_stack, cycle, days_since):
+    """The trough between two crops lies above the ground after the second: one base for both would rise too early."""
+
+    def curve(t):
+        return 0.15 + cycle(t, 95, 0.09, 165, 0.09, 0.40) + cycle(t, 212, 0.1, 272, 0.09, 0.52)
+
+    fine = np.arange(60, 365, 0.01)
+    between = fine[(fine > 120) & (fine < 240)][np.argmin(curve(fine[(fine > 120) & (fine < 240)]))]
+    top = fine[(fine > 200)][np.argmax(curve(fine[fine > 200]))]
+    rise = fine[(fine > between) & (fine < top)]
+    truth = [
+        rise[np.argmax(curve(rise) >= curve(between) + share * (curve(top) - curve(between)))] for share in (0.15, 0.5)
+    ]
+    rng = np.random.default_rng(8)
+    days = np.arange(0, 365, 5)
+    values = curve(days[:, None]) + 0.015 * rng.standard_normal((days.size, 100))
+    values[rng.random(values.shape) < 0.5] = np.nan
+    found = phenology.metrics(make_stack(values, days)).isel(y=0, year=0, cycle=0)
+    for date, true in zip((found.greenup, found.midgreenup), truth, strict=True):
+        assert abs(np.nanmedian(days_since(date)) - true) < 2
+
+
 def test_a_ripple_is_no_second_cycle(make_stack, cycle):
     day = np.arange(0, 365, 5)
     y = 0.12 + cycle(day, 100, 0.1, 270, 0.1, 0.5) + 0.04 * np.cos(day / 12)
