@@ -47,8 +47,8 @@ _ROOMS = frozenset(
     }
 )
 
-#: Rooms whose answers are cubes or season metrics: with them comes the xarray accessor ``.geoeco``.
-_ROOMS_OF_CUBES = frozenset({"cubes", "phenology"})
+#: Rooms that bring cubes or season metrics with them: with these comes the xarray accessor ``.geoeco``.
+_ROOMS_OF_CUBES = frozenset({"cubes", "mapping", "phenology", "sampling", "simulate", "steps", "training"})
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,16 @@ def test_using_a_lazy_name_loads_its_room_only():
     assert {"geoeco.engine", "geoeco.steps", "geoeco.phenology"}.isdisjoint(loaded)
 
 
-@pytest.mark.parametrize("code", ["geoeco.Recipe", "geoeco.open_cube", "geoeco.phenology", "import geoeco.accessor"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "geoeco.Recipe",
+        "geoeco.open_cube",
+        "geoeco.phenology",
+        "geoeco.simulate; geoeco.cubes",
+        "import geoeco.accessor",
+    ],
+)
 def test_the_accessor_is_there_once_a_cube_can_be(code):
     modules_after(f"import geoeco; {code}; import xarray; assert hasattr(xarray.Dataset(), 'geoeco')")
 
