@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def learning_curve(
             axis.plot(steps[width - 1 :], running, color=line.get_color(), label=f"head {name.removeprefix(kind)}")
         axis.set_ylabel(label)
         axis.legend(loc="best", frameon=False)
-    axes[0].set_title(title)
+    axes[0].set_title(textwrap.fill(title, 90), fontsize=9)
     axes[-1].set_xlabel("step")
     return save_figure(figure, path)
 
@@ -112,6 +113,6 @@ def validated_curve(
         axis.axvline(best, color="0.5", linewidth=0.8, linestyle="--", label="weights kept")
         axis.set_ylabel(label)
         axis.legend(loc="best", frameon=False)
-    axes[0].set_title(title)
+    axes[0].set_title(textwrap.fill(title, 90), fontsize=9)
     axes[-1].set_xlabel("step")
     return save_figure(figure, path)
