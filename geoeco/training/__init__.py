@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from geoeco.training.bundles import ModelBundle, Normalisation
     from geoeco.training.chip_dataset import ChipDataset
+    from geoeco.training.contrast_losses import InfoNCE, SupCon
     from geoeco.training.datamodule import ChipDataModule
     from geoeco.training.embeddings import embed_chips, location_features
     from geoeco.training.evaluation import ProbeTask, evaluate, untrained
     from geoeco.training.expectations import ExpectedEncoder, expect_encoder, has_gpu
     from geoeco.training.folds import Fold, block_folds, random_folds
+    from geoeco.training.outlier_exposure import OutlierMixing, tnr_at_tpr
     from geoeco.training.prediction import SeasonPrediction
     from geoeco.training.pretraining import pretrain
     from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
@@ -36,16 +38,19 @@ __all__ = [
     "Fold",
     "FoldResult",
     "FourViews",
+    "InfoNCE",
     "LoadedWeights",
     "LocationBatches",
     "MoCoViews",
     "ModelBundle",
     "Normalisation",
+    "OutlierMixing",
     "ProbeResult",
     "ProbeTask",
     "SeasonContrast",
     "SeasonPrediction",
     "SeasonViews",
+    "SupCon",
     "block_folds",
     "chip_statistics",
     "embed_chips",
@@ -62,6 +67,7 @@ __all__ = [
     "random_folds",
     "scores",
     "seco_eco_normalisation",
+    "tnr_at_tpr",
     "train",
     "untrained",
 ]
@@ -74,16 +80,19 @@ _HOME = {
     "Fold": "geoeco.training.folds",
     "FoldResult": "geoeco.training.probes",
     "FourViews": "geoeco.training.views",
+    "InfoNCE": "geoeco.training.contrast_losses",
     "LoadedWeights": "geoeco.training.weights",
     "LocationBatches": "geoeco.training.samplers",
     "MoCoViews": "geoeco.training.views",
     "ModelBundle": "geoeco.training.bundles",
     "Normalisation": "geoeco.training.bundles",
+    "OutlierMixing": "geoeco.training.outlier_exposure",
     "ProbeResult": "geoeco.training.probes",
     "ProbeTask": "geoeco.training.evaluation",
     "SeasonContrast": "geoeco.training.season_contrast",
     "SeasonPrediction": "geoeco.training.prediction",
     "SeasonViews": "geoeco.training.views",
+    "SupCon": "geoeco.training.contrast_losses",
     "block_folds": "geoeco.training.folds",
     "chip_statistics": "geoeco.training.statistics",
     "embed_chips": "geoeco.training.embeddings",
@@ -100,6 +109,7 @@ _HOME = {
     "random_folds": "geoeco.training.folds",
     "scores": "geoeco.training.scoring",
     "seco_eco_normalisation": "geoeco.training.statistics",
+    "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",
 }
