@@ -126,11 +126,7 @@ def test_what_makes_no_contrast_is_refused():
     for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InputError, match="temperature"):
             SupCon(temperature)
-    for features, labels in (
-        (torch.ones(2, 3), ids),
-        (torch.ones(2, 1, 3), torch.arange(3)),
-        (torch.ones(1, 1, 3), ids[:1]),
-    ):
+    for shape, count in (((2, 3), 2), ((2, 1, 3), 3), ((1, 1, 3), 1)):
         with pytest.raises(InputError, match="features of shape"):
             SupCon()(torch.ones(shape), torch.arange(count))
     with pytest.raises(InputError, match="features and ids"):
