@@ -32,6 +32,7 @@ _ROOMS = frozenset(
         "cubes",
         "engine",
         "errors",
+        "gdal",
         "grid",
         "mapping",
         "models",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from geoeco.cubes.reading import gdal_env, gdal_settings, read_window
+from geoeco.cubes.reading import read_window
 from geoeco.cubes.scenes import solar_days
 from geoeco.cubes.stores import block_memory_bytes, cube_layout, open_cube, template, write_block
 
@@ -23,8 +23,6 @@ __all__ = [
     "block_memory_bytes",
     "create_rasters",
     "cube_layout",
-    "gdal_env",
-    "gdal_settings",
     "load",
     "open_cube",
     "open_rasters",

@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from geoeco.cubes.reading import Raster, gdal_env
+from geoeco.cubes.reading import Raster
 from geoeco.cubes.samplers import Sampler, Window, union
 from geoeco.cubes.scenes import SCL, Scene
 from geoeco.errors import ReadError
+from geoeco.gdal import gdal_env
 from geoeco.sensors import sentinel2
 
 __all__ = ["FILL", "MOST_THREADS", "SCALE", "BadScene", "Clear", "Stack", "Tiling", "available_threads", "pages"]

@@ -93,7 +93,7 @@ def run_recipe(
         Bytes of one worker; a plan that needs more is refused. This machine's memory, or what the cluster's workers
         say of theirs, when not given.
     gdal : mapping, optional
-        GDAL settings of the workers; `geoeco.cubes.gdal_settings` when not given.
+        GDAL settings of the workers; `geoeco.gdal.gdal_settings` when not given.
     subscribers : iterable of callable
         Called with every event.
     progress : bool
@@ -173,7 +173,7 @@ def run_recipe(
 
 def default_gdal_settings() -> dict[str, str]:
     """GDAL settings of workers, as the cubes' reader wants them."""
-    from geoeco.cubes import gdal_settings
+    from geoeco.gdal import gdal_settings
 
     words = {True: "YES", False: "NO"}
     return {name: words[value] if isinstance(value, bool) else str(value) for name, value in gdal_settings().items()}

@@ -19,9 +19,10 @@ import pystac
 import xarray as xr
 
 from geoeco.catalog import band_name
-from geoeco.cubes.reading import Raster, gdal_env
+from geoeco.cubes.reading import Raster
 from geoeco.cubes.stores import class_attributes
 from geoeco.errors import InputError, ReadError
+from geoeco.gdal import gdal_env
 from geoeco.sampling.images import (
     Candidates,
     Limits,

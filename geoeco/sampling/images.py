@@ -25,8 +25,9 @@ from pyproj import Transformer
 from scipy.optimize import linear_sum_assignment
 
 from geoeco.catalog import asset_for, sign
-from geoeco.cubes.reading import Raster, gdal_env
+from geoeco.cubes.reading import Raster
 from geoeco.errors import CatalogError, InputError, ReadError
+from geoeco.gdal import gdal_env
 from geoeco.sampling.circular import YEAR_DAYS
 from geoeco.sampling.footprints import chip_geobox
 from geoeco.sampling.patches import read_patches

@@ -16,10 +16,10 @@ import pystac
 import shapely
 
 from geoeco.catalog import asset_for, footprint, sign
-from geoeco.cubes import gdal_env
 from geoeco.cubes.reading import opened
 from geoeco.engine import Dropped, PlanContext, Task, TaskContext, TaskResult
 from geoeco.errors import CatalogError, ReadError
+from geoeco.gdal import gdal_env
 from geoeco.sensors import sentinel2
 from geoeco.steps.layers import digest_of
 

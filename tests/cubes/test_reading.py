@@ -16,8 +16,9 @@ from odc.geo.geobox import GeoBox
 from odc.geo.geom import box
 from rasterio.warp import Resampling, reproject
 
-from geoeco.cubes import gdal_settings, read_window
+from geoeco.cubes import read_window
 from geoeco.errors import GridError, ReadError, TransientError
+from geoeco.gdal import gdal_settings
 
 SPAN = 1800.0
 #: Near the border of zones 31 and 32 at 45 degrees north.
@@ -307,7 +308,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     # the retries of GDAL itself would take seconds
     quick = {**gdal_settings(), "GDAL_HTTP_MAX_RETRY": "0"}
-    monkeypatch.setattr("geoeco.cubes.reading.gdal_settings", lambda *_: quick)
+    monkeypatch.setattr("geoeco.gdal.gdal_settings", lambda *_: quick)
     handler = type("Handler", (_Server,), {})
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
