@@ -1,4 +1,4 @@
-"""What steps share that use a model: which bundle a name in a recipe means, and what a model takes of memory."""
+"""What steps share that use a model: which bundle a name in a recipe means, and what is known of it when planning."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from geoeco.engine import PlanContext, RunContext, TaskContext, Verb
 from geoeco.errors import InputError
 
 __all__ = [
-    "ACTIVATION_BYTES",
-    "LIBRARIES_BYTES",
     "ModelVerb",
     "PlannedModel",
     "bundle_digest",
@@ -27,10 +25,6 @@ __all__ = [
 _ITEM = "mlm.json"
 #: The other files of a bundle, by their assets in its item.
 _FILES = {"model": "model.safetensors", "sample": "sample.safetensors"}
-#: What torch, timm and the rest of the extra ml take once they are imported; an upper bound, which a test measures.
-LIBRARIES_BYTES = 1024 * 2**20
-#: What a network of usual make holds at once in evaluation, bytes for each pixel of an image of a batch.
-ACTIVATION_BYTES = 640
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import math
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from geoeco.cubes import create_rasters, cube_layout, open_cube, open_rasters, solar_days, write_rasters
+from geoeco.cubes import create_rasters, open_cube, open_rasters, solar_days, write_rasters
 from geoeco.engine import (
     Output,
     PlanContext,
@@ -40,8 +39,6 @@ from geoeco.errors import InputError
 from geoeco.outputs import quicklook
 from geoeco.sampling import points_from_table
 from geoeco.steps.bundles import (
-    ACTIVATION_BYTES,
-    LIBRARIES_BYTES,
     PlannedModel,
     bundle_digest,
     bundle_item,
@@ -51,6 +48,7 @@ from geoeco.steps.bundles import (
 )
 from geoeco.steps.cube import CubeSettings, cube_store
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
+from geoeco.steps.model_costs import SERIES, EmbeddingCost
 from geoeco.variables import describe
 
 if TYPE_CHECKING:
@@ -68,12 +66,6 @@ Span = tuple[int, int]
 FIT, PROFILES, MODEL = "fit.safetensors", "layers.json", "model.json"
 #: Bands of one file of features: with more, the tiles of a GeoTIFF would be too large to read one pixel.
 BANDS_PER_FILE = 64
-#: A shard of the map holds at most this much, where that is possible.
-SHARD_BYTES = 32 * 2**20
-#: Pixels along each side of the piece of a cube whose series are in memory at once.
-SERIES = 256
-#: Chunks that zarr reads at a time.
-READ_AT_ONCE = 10
 
 
 class PeriodSettings(BaseModel):
@@ -154,8 +146,19 @@ class EmbedVerb(RasterVerb):
         lattice = self._checked(settings, context, cube, model)
         places = _places(settings, context, lattice)
         days = solar_days(context.items, context.geobox)
-        cost = _Cost(settings, model, lattice, len(days), _block(context), len(places))
         bands = list(_stored(model))
+        cost = EmbeddingCost(
+            model,
+            lattice,
+            periods=len(settings.periods),
+            stored=len(bands),
+            features=_features(settings, model),
+            dims=settings.dims,
+            sample=settings.sample,
+            times=len(days),
+            edge=_block(context),
+            places=len(places),
+        )
         by_id = {block.id: block for block in context.blocks}
         sources = [(task, by_id[task.key]) for task in cube.tasks if task.stage == "blocks"]
         composites = tuple(
@@ -164,8 +167,8 @@ class EmbedVerb(RasterVerb):
                 payload={"y": list(block.y), "x": list(block.x), "cube": cube.name, "bands": bands},
                 depends=(task.id,),
                 memory_bytes=cost.composites,
-                bytes_in=cost.pixels(block.y, block.x) * len(days) * 2 * len(bands),
-                bytes_out=cost.pixels(block.y, block.x) * cost.pixel_bytes,
+                bytes_in=_pixels(block.y, block.x) * len(days) * 2 * len(bands),
+                bytes_out=_pixels(block.y, block.x) * cost.pixel_bytes,
                 block=(block.row, block.col),
             )
             for task, block in sources
@@ -200,8 +203,8 @@ class EmbedVerb(RasterVerb):
                     ),
                 ),
                 memory_bytes=cost.block,
-                bytes_in=cost.pixels(block.y, block.x) * cost.pixel_bytes,
-                bytes_out=cost.pixels(block.y, block.x) * cost.cell_bytes // settings.stride**2,
+                bytes_in=_pixels(block.y, block.x) * cost.pixel_bytes,
+                bytes_out=_pixels(block.y, block.x) * cost.cell_bytes // settings.stride**2,
                 block=(block.row, block.col),
             )
             for _, block in sources
@@ -459,6 +462,10 @@ def _spans(task: Task) -> tuple[Span, Span]:
     return (top, bottom), (left, right)
 
 
+def _pixels(y: Span, x: Span) -> int:
+    return (y[1] - y[0]) * (x[1] - x[0])
+
+
 def _touch(one: Span, other: Span, reach: int) -> bool:
     return other[0] < one[1] + reach and one[0] - reach < other[1]
 
@@ -605,80 +612,3 @@ def _profiles(
             storage = {"dtype": "uint16"}
         profiles[layer.name] = {"storage": storage, "tags": tags, "derived_from": [derived_from]}
     return profiles
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Cost:
-    """Upper bounds of what a task of each stage holds, bytes."""
-
-    settings: EmbedSettings
-    model: PlannedModel
-    lattice: Lattice
-    times: int
-    edge: int
-    places: int
-
-    @staticmethod
-    def pixels(y: Span, x: Span) -> int:
-        return (y[1] - y[0]) * (x[1] - x[0])
-
-    @property
-    def pixel_bytes(self) -> int:
-        """Of the composites."""
-        return 4 * len(self.settings.periods) * len(_stored(self.model))
-
-    @property
-    def features(self) -> int:
-        return _features(self.settings, self.model)
-
-    @property
-    def cell_bytes(self) -> int:
-        """Of the map."""
-        return 4 * ((self.settings.dims or self.features) + 3 + 1 + self.places + 1) + 3
-
-    @property
-    def shard(self) -> int:
-        """Side of a shard of the map, cells."""
-        largest = max(1, math.isqrt(SHARD_BYTES // self.cell_bytes))
-        return shard_for(self.edge // self.settings.stride, min(512, largest))
-
-    @property
-    def composites(self) -> int:
-        shard, chunk = shard_for(self.edge), cube_layout(self.times, self.edge)[1]
-        tile = min(SERIES, shard)
-        # chunks as stored and the series of one band: decoded, turned, sorted, and which are valid
-        series = self.times * (2 * (tile + 2 * chunk) ** 2 + 24 * tile**2)
-        return series + self.pixel_bytes * (4 * shard**2 + 2 * tile**2) + 64 * 2**20
-
-    @property
-    def reading(self) -> int:
-        """Chunks of composites being read, and a piece with its halo as read, filled, and as the model takes it."""
-        shard = shard_for(self.edge)
-        chunk = next(side for side in range(min(256, shard), 0, -1) if shard % side == 0)
-        edge = self.lattice.piece * self.lattice.stride + 2 * self.lattice.halo
-        periods, inputs = len(self.settings.periods), len(self.model.bands)
-        piece = edge**2 * (4 * self.pixel_bytes + periods * (4 * inputs + 24))
-        return READ_AT_ONCE * chunk**2 * self.pixel_bytes + piece
-
-    @property
-    def network(self) -> int:
-        """Libraries, weights, and a batch on its way through the network."""
-        images = self.lattice.side**2 * (len(self.model.bands) * 4 * 3 + ACTIVATION_BYTES) * self.model.size**2
-        return LIBRARIES_BYTES + 3 * self.model.weight_bytes + images
-
-    @property
-    def block(self) -> int:
-        return self.network + self.reading + 4 * self.shard**2 * self.cell_bytes + self.fitted
-
-    @property
-    def fitted(self) -> int:
-        return 16 * self.features * max(self.settings.dims or 0, 32)
-
-    @property
-    def fit(self) -> int:
-        windows = self.lattice.side**2 * self.lattice.window**2 * 4 * self.pixel_bytes
-        sample = self.settings.sample * (40 * self.features + 8 * 32 * 8) + 32 * self.features**2
-        return self.network + self.reading + windows + sample + self.fitted

@@ -31,8 +31,6 @@ from geoeco.engine import (
 from geoeco.errors import InputError
 from geoeco.outputs import score_chart
 from geoeco.steps.bundles import (
-    ACTIVATION_BYTES,
-    LIBRARIES_BYTES,
     PlannedModel,
     bundle_digest,
     bundle_url,
@@ -40,6 +38,7 @@ from geoeco.steps.bundles import (
     planned_model,
 )
 from geoeco.steps.chips import ChipsSettings
+from geoeco.steps.model_costs import ACTIVATION_BYTES, LIBRARIES_BYTES
 from geoeco.vectors import read_table
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from geoeco.errors import InputError
 from geoeco.outputs.learning_curves import validated_curve
 from geoeco.sampling import open_chips
 from geoeco.steps.bundles import (
-    ACTIVATION_BYTES,
     ModelVerb,
     PlannedModel,
     bundle_digest,
@@ -29,6 +28,7 @@ from geoeco.steps.bundles import (
 )
 from geoeco.steps.chips import ChipsSettings, SplitSettings
 from geoeco.steps.layers import digest_of
+from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.pretrain import PretrainSettings
 from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
