@@ -11,24 +11,34 @@ from torch import nn
 
 from geoeco.errors import InputError
 from geoeco.models.backbones import create_backbone
+from geoeco.models.conv_stack import ConvStack
+from geoeco.models.dwff import dwff
 from geoeco.models.season_predictor import season_predictor
 
-__all__ = ["build"]
+__all__ = ["ARCHITECTURES", "build"]
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"backbone": create_backbone, "season_predictor": season_predictor}
+    {"backbone": create_backbone, "conv_stack": ConvStack, "dwff": dwff, "season_predictor": season_predictor}
 )
 
 
-def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+def build(
+    architecture: str,
+    arguments: Mapping[str, Any],
+    architectures: Mapping[str, Callable[..., nn.Module]] = ARCHITECTURES,
+) -> nn.Module:
     """Build a network from its name and arguments, with weights to be loaded by the caller.
 
     Parameters
     ----------
     architecture : str
-        ``"backbone"``: `create_backbone`; ``"season_predictor"``: a `SeasonPredictor` with such an encoder.
+        ``"backbone"``: `create_backbone`; ``"season_predictor"``: a `SeasonPredictor` with such an encoder;
+        ``"dwff"``: a `DWFFNet`; ``"conv_stack"``: a `ConvStack`.
     arguments : mapping
         Arguments of that function by name, as JSON holds them.
+    architectures : mapping of str to callable
+        What is known: the networks of this room when not given. Every argument of a callable has a default, whose type
+        is the one that is taken.
 
     Returns
     -------
@@ -40,12 +50,12 @@ def build(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     InputError
         If there is no such architecture, an argument is unknown or of another type, or it asks for a download.
     """
-    if architecture not in ARCHITECTURES:
+    if architecture not in architectures:
         raise InputError(
             f"unknown architecture {architecture!r}",
-            what_to_do=f"known are: {', '.join(sorted(ARCHITECTURES))}; a newer geoeco may know it",
+            what_to_do=f"known are: {', '.join(sorted(architectures))}; a newer geoeco may know it",
         )
-    make = ARCHITECTURES[architecture]
+    make = architectures[architecture]
     parameters = inspect.signature(make).parameters
     where = f"arguments of {architecture!r}"
     for name, value in arguments.items():

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from geoeco.errors import InputError
 
-__all__ = ["SplitBatchNorm2d", "create_backbone"]
+__all__ = ["SplitBatchNorm2d", "check_name", "create_backbone"]
 
 #: Groups of the group normalisation that takes the place of batch normalisation (Wu & He 2018, table 3).
 NORM_GROUPS = 32
@@ -86,7 +86,7 @@ def create_backbone(
             where=name,
             what_to_do="use one of the two",
         )
-    _check_name(name)
+    check_name(name)
     network: Any = timm.create_model(name, in_chans=in_channels, num_classes=0)
     # some networks put a layer between the pooling and the classifier: what counts is what comes out
     network.num_features = getattr(network, "head_hidden_size", None) or network.num_features
@@ -100,7 +100,14 @@ def create_backbone(
     return backbone
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what is no name of a network of timm.
+
+    Raises
+    ------
+    InputError
+        With the nearest names.
+    """
     # names like "hf-hub:..." or "local-dir:..." would have timm fetch a description of the network
     if timm.is_model(name):
         return
