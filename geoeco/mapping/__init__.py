@@ -11,28 +11,42 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geoeco.mapping.clusters import Clusters, cluster
+    from geoeco.mapping.coarse_maps import coarse_grid, coarse_map
     from geoeco.mapping.composites import Period, season_composites
+    from geoeco.mapping.devices import device_of
     from geoeco.mapping.embedding_maps import embed
     from geoeco.mapping.inputs import check_model, stored_bands
     from geoeco.mapping.lattice import Lattice
+    from geoeco.mapping.map_layers import check_segmenters, map_variables
+    from geoeco.mapping.prediction_maps import predict
+    from geoeco.mapping.predictor import Predictor
     from geoeco.mapping.projections import PrincipalComponents, Quantisation
     from geoeco.mapping.reductions import Reduction
     from geoeco.mapping.similarity import nearest
-    from geoeco.mapping.windows import Embedder, device_of
+    from geoeco.mapping.tiling import Tiling, choose_tiling
+    from geoeco.mapping.windows import Embedder
 
 __all__ = [
     "Clusters",
     "Embedder",
     "Lattice",
     "Period",
+    "Predictor",
     "PrincipalComponents",
     "Quantisation",
     "Reduction",
+    "Tiling",
     "check_model",
+    "check_segmenters",
+    "choose_tiling",
     "cluster",
+    "coarse_grid",
+    "coarse_map",
     "device_of",
     "embed",
+    "map_variables",
     "nearest",
+    "predict",
     "season_composites",
     "stored_bands",
 ]
@@ -42,14 +56,22 @@ _MODULES = {
     "Embedder": "windows",
     "Lattice": "lattice",
     "Period": "composites",
+    "Predictor": "predictor",
     "PrincipalComponents": "projections",
     "Quantisation": "projections",
     "Reduction": "reductions",
+    "Tiling": "tiling",
     "check_model": "inputs",
+    "check_segmenters": "map_layers",
+    "choose_tiling": "tiling",
     "cluster": "clusters",
-    "device_of": "windows",
+    "coarse_grid": "coarse_maps",
+    "coarse_map": "coarse_maps",
+    "device_of": "devices",
     "embed": "embedding_maps",
+    "map_variables": "map_layers",
     "nearest": "similarity",
+    "predict": "prediction_maps",
     "season_composites": "composites",
     "stored_bands": "inputs",
 }

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
     from geoeco.training.supervised import train
     from geoeco.training.views import FourViews, MoCoViews, SeasonViews
+    from geoeco.training.weak_labels import Templates, learn_patches, patch_features
     from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "SeasonPrediction",
     "SeasonViews",
     "SupCon",
+    "Templates",
     "block_folds",
     "chip_statistics",
     "embed_chips",
@@ -59,10 +61,12 @@ __all__ = [
     "has_gpu",
     "hub_bundle",
     "knn_probe",
+    "learn_patches",
     "linear_probe",
     "load_weights",
     "location_features",
     "location_weights",
+    "patch_features",
     "pretrain",
     "random_folds",
     "scores",
@@ -93,6 +97,7 @@ _HOME = {
     "SeasonPrediction": "geoeco.training.prediction",
     "SeasonViews": "geoeco.training.views",
     "SupCon": "geoeco.training.contrast_losses",
+    "Templates": "geoeco.training.weak_labels",
     "block_folds": "geoeco.training.folds",
     "chip_statistics": "geoeco.training.statistics",
     "embed_chips": "geoeco.training.embeddings",
@@ -101,10 +106,12 @@ _HOME = {
     "has_gpu": "geoeco.training.expectations",
     "hub_bundle": "geoeco.training.weights",
     "knn_probe": "geoeco.training.probes",
+    "learn_patches": "geoeco.training.weak_labels",
     "linear_probe": "geoeco.training.probes",
     "load_weights": "geoeco.training.weights",
     "location_features": "geoeco.training.embeddings",
     "location_weights": "geoeco.training.samplers",
+    "patch_features": "geoeco.training.weak_labels",
     "pretrain": "geoeco.training.pretraining",
     "random_folds": "geoeco.training.folds",
     "scores": "geoeco.training.scoring",
