@@ -3,7 +3,10 @@
 A bundle is ``model.safetensors`` (weights), ``mlm.json`` (a STAC item with the Machine Learning Model extension 1.4:
 architecture and its arguments, bands, units, normalisation, classes, hash of the training data) and
 ``sample.safetensors`` (an input with the output that is expected of it). Loading unpickles nothing and runs no code of
-the bundle: the architecture is a name of `geoeco.models.build`. Training is not done here.
+the bundle: the architecture is a name of `geoeco.training.architectures`. Training is not done here.
+
+A frozen encoder whose weights are published (by timm, under a name) is not part of the bundle: its name and the
+fingerprint of its weights are, and loading gets them from timm. All other weights are in the bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -27,9 +30,11 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
-from geoeco import models
 from geoeco.cubes.shards import Objects
 from geoeco.errors import GeoecoError, InputError, OutputError
+from geoeco.models import DWFFNet
+from geoeco.models.encoder_weights import EncoderWeights, load_encoder
+from geoeco.training.architectures import build_network
 
 __all__ = ["ModelBundle", "Normalisation"]
 
@@ -45,6 +50,8 @@ _MLM_TASKS = {
     "segmentation": "semantic-segmentation",
 }
 _RECORD = "geoeco:bundle"
+#: Sides of the sample of a network for segmentation, whose output is as large as its input: about this.
+_SAMPLE_SIDE = 64
 _SHA256_MULTIHASH = "1220"
 #: Largest difference from the expected output, as a part of its largest value: other kernels sum in another order.
 _TOLERANCE = 1e-3
@@ -96,6 +103,14 @@ class _Scaling(BaseModel):
     std: list[float]
 
 
+class _Encoder(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Literal["random", "published", "file"]
+    name: str
+    sha256: str
+
+
 class _Record(BaseModel):
     """What ``mlm.json`` says of a bundle in geoeco's own words; all that loading relies on."""
 
@@ -114,6 +129,11 @@ class _Record(BaseModel):
     name: str
     description: str
     notes: dict[str, Any]
+    codes: list[int] = []
+    colours: list[str] = []
+    stride: int = 1
+    halo: int | None = None
+    encoder: _Encoder | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +166,14 @@ class ModelBundle:
     name, description : str
     notes : dict
         Further facts for the reader, JSON only: that the weights are random, for example.
+    codes : tuple of int
+        Of a segmentation: the value of each class in a raster, 0 to 254; 0, 1, ... when not given.
+    colours : tuple of str
+        Of the classes, as ``"#rrggbb"``, where they have any.
+    stride : int
+        Both sides of the windows, and their origins, must be multiples of it.
+    halo : int, optional
+        How far a pixel sees, pixels; None where it sees its whole window, or that is not known.
 
     Raises
     ------
@@ -167,6 +195,10 @@ class ModelBundle:
     name: str = ""
     description: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
+    codes: tuple[int, ...] = ()
+    colours: tuple[str, ...] = ()
+    stride: int = 1
+    halo: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
@@ -182,7 +214,36 @@ class ModelBundle:
             raise InputError(f"a model's task is {self.task!r}", what_to_do=f"use one of: {', '.join(_MLM_TASKS)}")
         if self.size < 1 or not 0 < self.resolution < math.inf:
             raise InputError("size and resolution of a model's windows must be positive")
+        self._check_classes()
         self.module.eval()
+
+    def _check_classes(self) -> None:
+        object.__setattr__(self, "codes", tuple(self.codes))
+        object.__setattr__(self, "colours", tuple(self.colours))
+        if self.task == "segmentation" and not self.codes:
+            object.__setattr__(self, "codes", tuple(range(len(self.classes))))
+        if self.codes and (
+            len(self.codes) != len(self.classes)
+            or len(set(self.codes)) < len(self.codes)
+            or not all(0 <= code <= 254 for code in self.codes)
+        ):
+            raise InputError(
+                f"codes of {len(self.classes)} classes are {self.codes}",
+                what_to_do="give each class its own number from 0 to 254",
+            )
+        if self.colours and (
+            len(self.colours) != len(self.classes)
+            or not all(re.fullmatch(r"#[0-9a-fA-F]{6}", colour) for colour in self.colours)
+        ):
+            raise InputError(
+                f"colours of {len(self.classes)} classes are {self.colours}",
+                what_to_do="give each class a colour as '#rrggbb', or none of them",
+            )
+        if self.stride < 1 or self.size % self.stride or (self.halo is not None and self.halo < 0):
+            raise InputError(
+                f"windows of {self.size} pixels with a stride of {self.stride} and a halo of {self.halo}",
+                what_to_do="give a size that is a multiple of the stride, and a halo of 0 or more",
+            )
 
     def check_input(self, bands: Sequence[str], units: str = "1", resolution: float | None = None) -> None:
         """Refuse imagery that the model was not made for.
@@ -255,18 +316,19 @@ class ModelBundle:
 
     def fingerprint(self) -> str:
         """SHA-256 of all that decides what the model gives: weights, architecture, bands, normalisation, units."""
-        digest = hashlib.sha256(
-            _json(
-                {
-                    "architecture": self.architecture,
-                    "arguments": self.arguments,
-                    "bands": self.bands,
-                    "mean": self.normalisation.mean,
-                    "std": self.normalisation.std,
-                    "units": self.units,
-                }
-            )
-        )
+        facts: dict[str, Any] = {
+            "architecture": self.architecture,
+            "arguments": self.arguments,
+            "bands": self.bands,
+            "mean": self.normalisation.mean,
+            "std": self.normalisation.std,
+            "units": self.units,
+        }
+        if self.codes:
+            facts["codes"] = self.codes
+        if isinstance(self.module, DWFFNet):
+            facts["encoder"] = self.module.weights_of_encoder.sha256
+        digest = hashlib.sha256(_json(facts))
         digest.update(hashlib.sha256(write_tensors(_weights(self.module))).digest())
         return digest.hexdigest()
 
@@ -302,7 +364,8 @@ class ModelBundle:
         weights = _weights(module)
         self._check_architecture(weights, where)
         if sample is None:
-            noise = torch.randn((1, len(self.bands), self.size, self.size), generator=torch.Generator().manual_seed(0))
+            side = self._sample_side()
+            noise = torch.randn((1, len(self.bands), side, side), generator=torch.Generator().manual_seed(0))
             mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.normalisation.mean, self.normalisation.std))
             sample = mean + std * noise
         given = sample.detach().float().cpu().contiguous()
@@ -355,7 +418,7 @@ class ModelBundle:
         tensors = _tensors(objects, document, "model", WEIGHTS, where)
         with _fixed_random_state():
             try:
-                module = models.build(record.architecture, record.arguments)
+                module = build_network(record.architecture, record.arguments)
             except GeoecoError as error:
                 raise InputError(
                     f"the bundle's network cannot be made: {error.what}",
@@ -365,6 +428,8 @@ class ModelBundle:
                 ) from error
             except (TypeError, ValueError, RuntimeError) as error:
                 raise InputError(f"the bundle's network cannot be made: {error}", where=where, code="bundle") from error
+        if record.encoder is not None:
+            tensors = _with_encoder(module, record, tensors, where)
         try:
             module.load_state_dict(tensors, strict=True)
         except RuntimeError as error:
@@ -389,6 +454,10 @@ class ModelBundle:
                 name=record.name,
                 description=record.description,
                 notes=record.notes,
+                codes=tuple(record.codes),
+                colours=tuple(record.colours),
+                stride=record.stride,
+                halo=record.halo,
             )
         except InputError as error:
             raise InputError(f"{ITEM} does not describe a model: {error.what}", where=where, code="bundle") from error
@@ -397,10 +466,20 @@ class ModelBundle:
         module.to(device)
         return bundle
 
+    def _sample_side(self) -> int:
+        if self.task != "segmentation":
+            return self.size
+        return min(self.size, self.stride * max(1, round(_SAMPLE_SIDE / self.stride)))
+
     def _check_architecture(self, weights: Mapping[str, Tensor], where: str) -> None:
         with _fixed_random_state(), torch.device("meta"):
-            made = models.build(self.architecture, self.arguments)
-        expected = {name: tuple(value.shape) for name, value in made.state_dict().items()}
+            made = build_network(self.architecture, self.arguments)
+        outside = _outside(self.module)
+        expected = {
+            name: tuple(value.shape)
+            for name, value in made.state_dict().items()
+            if not (outside and name.startswith(outside))
+        }
         if expected != {name: tuple(value.shape) for name, value in weights.items()}:
             raise InputError(
                 f"the network is not what the architecture {self.architecture!r} with {self.arguments} makes",
@@ -427,6 +506,15 @@ class ModelBundle:
                 what_to_do="the bundle was made by another version of geoeco or timm: make it again with this one",
                 code="bundle",
             )
+
+    def _item_classes(self) -> list[dict[str, Any]]:
+        codes = self.codes or tuple(range(len(self.classes)))
+        classes: list[dict[str, Any]] = [
+            {"value": code, "name": label, "title": label} for code, label in zip(codes, self.classes, strict=True)
+        ]
+        for entry, colour in zip(classes, self.colours, strict=False):
+            entry["color_hint"] = colour[1:].upper()
+        return classes
 
     def _item(self, files: Mapping[str, bytes], weights: Mapping[str, Tensor], output: tuple[int, ...]) -> bytes:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.name).strip("-_.") or self.architecture
@@ -464,13 +552,11 @@ class ModelBundle:
                     "name": self.task,
                     "tasks": [_MLM_TASKS[self.task]],
                     "result": {
-                        "shape": [-1, *output],
+                        "shape": [-1, *(output if len(output) < 3 else (output[0], self.size, self.size))],
                         "dim_order": ["batch", "channel", "height", "width"][: 1 + len(output)],
                         "data_type": "float32",
                     },
-                    "classification:classes": [
-                        {"value": value, "name": label, "title": label} for value, label in enumerate(self.classes)
-                    ],
+                    "classification:classes": self._item_classes(),
                 }
             ],
             _RECORD: _Record(
@@ -487,6 +573,11 @@ class ModelBundle:
                 name=self.name,
                 description=self.description,
                 notes=self.notes,
+                codes=list(self.codes),
+                colours=list(self.colours),
+                stride=self.stride,
+                halo=self.halo,
+                encoder=_encoder_record(self.module),
             ).model_dump(),
         }
         if self.arguments:
@@ -517,6 +608,46 @@ class ModelBundle:
         )
 
 
+def _outside(module: nn.Module) -> str:
+    """How the names of the weights begin that a bundle does not hold, since they are published; empty where none."""
+    published = isinstance(module, DWFFNet) and module.weights_of_encoder.kind == "published"
+    return "encoder." if published else ""
+
+
+def _encoder_record(module: nn.Module) -> _Encoder | None:
+    if not isinstance(module, DWFFNet):
+        return None
+    weights = module.weights_of_encoder
+    if weights.kind == "later":
+        raise InputError(
+            "nobody has said which weights the encoder of the network has",
+            what_to_do="make the network with encoder_weights",
+        )
+    return _Encoder(kind=weights.kind, name=weights.name, sha256=weights.sha256)
+
+
+def _with_encoder(module: nn.Module, record: _Record, tensors: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Weights of a bundle with those of its published encoder, if it has one; notes in the module which they are."""
+    assert record.encoder is not None, "the caller has looked"
+    if not isinstance(module, DWFFNet):
+        raise InputError(
+            f"{ITEM} names an encoder, which {record.architecture} has none of", where=where, code="bundle"
+        )
+    if record.encoder.kind != "published":
+        module.weights_of_encoder = EncoderWeights(record.encoder.kind, record.encoder.name, record.encoder.sha256)
+        return tensors
+    found = load_encoder(module.encoder, record.encoder.name, str(record.arguments["backbone"]))
+    if found.kind != "published" or found.sha256 != record.encoder.sha256:
+        raise InputError(
+            f"the published weights {record.encoder.name} are not those that the model was trained with",
+            where=where,
+            what_to_do="clear timm's cache of weights and try again, or train again with these",
+            code="checksum",
+        )
+    module.weights_of_encoder = found
+    return {**{f"encoder.{name}": value for name, value in module.encoder.state_dict().items()}, **tensors}
+
+
 def _json(value: Any, indent: int | None = None) -> bytes:
     try:
         return (json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n").encode()
@@ -536,8 +667,13 @@ def _asset(name: str, content: bytes, roles: list[str]) -> dict[str, Any]:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
+    outside = _outside(module)
     # copies, because safetensors refuses tensors that share memory
-    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
+    return {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in module.state_dict().items()
+        if not (outside and name.startswith(outside))
+    }
 
 
 @contextmanager

@@ -21,10 +21,10 @@ __all__ = ["SMP_MODELS", "SmpSegmenter", "receptive_radius"]
 
 #: Decoders that are offered; all take windows whose sides are multiples of the encoder's stride.
 SMP_MODELS = ("Unet", "UnetPlusPlus", "DeepLabV3Plus", "FPN", "Linknet", "MAnet", "Segformer", "UPerNet")
-#: Layers whose view is known: through others, attention and global normalisation above all, it is not traced.
+#: Layers whose view is known: through others, attention and means over the image above all, it is not traced.
 _TRACED = (
     *(nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Upsample),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Upsample),
     nn.UpsamplingBilinear2d,
 )
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish)
