@@ -45,6 +45,16 @@ class PlannedModel:
     features : int
         Length of its output.
     weight_bytes : int
+    classes : tuple of str
+        Names of the output's channels, where it has any.
+    codes : tuple of int
+        Of a segmentation: the value of each class in a raster.
+    colours : tuple of str
+        Of the classes, ``"#rrggbb"``.
+    stride : int
+        Both sides of windows must be multiples of it.
+    halo : int, optional
+        How far a pixel sees, pixels; None where it is everything or not known.
     """
 
     name: str
@@ -55,6 +65,11 @@ class PlannedModel:
     task: str
     features: int
     weight_bytes: int
+    classes: tuple[str, ...] = ()
+    codes: tuple[int, ...] = ()
+    colours: tuple[str, ...] = ()
+    stride: int = 1
+    halo: int | None = None
 
     @classmethod
     def read(cls, url: str) -> Self:
@@ -80,6 +95,11 @@ class PlannedModel:
                 str(record["task"]),
                 int(properties["mlm:output"][0]["result"]["shape"][1]),
                 int(properties["mlm:memory_size"]),
+                tuple(str(label) for label in record["classes"]),
+                tuple(int(code) for code in record.get("codes", ())),
+                tuple(str(colour) for colour in record.get("colours", ())),
+                int(record.get("stride", 1)),
+                None if record.get("halo") is None else int(record["halo"]),
             )
         except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
             raise InputError(
