@@ -40,8 +40,17 @@ class Model(Protocol):
         """What it is for."""
 
 
-def check_model(model: Model, bands: Sequence[str], geobox: GeoBox, units: str = "1") -> None:
-    """Refuse a model that was not made for some imagery, or makes no embeddings.
+def check_model(
+    model: Model,
+    bands: Sequence[str],
+    geobox: GeoBox,
+    units: str = "1",
+    *,
+    task: str = "embedding",
+    resolution: float | None = None,
+    tolerance: float = 1e-6,
+) -> None:
+    """Refuse a model that was not made for some imagery, or is for another task.
 
     Parameters
     ----------
@@ -52,6 +61,12 @@ def check_model(model: Model, bands: Sequence[str], geobox: GeoBox, units: str =
         Its grid.
     units : str
         Of its values.
+    task : str
+        What it must be for.
+    resolution : float, optional
+        Metres on the ground along a pixel; by the grid when not given.
+    tolerance : float
+        Largest difference of resolutions, as a part.
 
     Raises
     ------
@@ -61,14 +76,19 @@ def check_model(model: Model, bands: Sequence[str], geobox: GeoBox, units: str =
         If the grid has no projected CRS in metres.
     """
     where = f"model {model.name or 'without a name'}"
-    if model.task != "embedding":
-        raise InputError(f"the bundle is for {model.task}, not for embedding", where=where, code="bundle")
+    if model.task != task:
+        raise InputError(
+            f"the bundle is for {model.task}, not for {task}",
+            where=where,
+            what_to_do=f"name a bundle, or a step that makes one, for {task}",
+            code="bundle",
+        )
     missing = [band for band in stored_bands(model.bands) if band not in bands]
     if missing:
         raise InputError(
             f"the model needs the band{'s' if len(missing) > 1 else ''} {', '.join(missing)}, which the imagery lacks",
             where=where,
-            what_to_do=f"add to the bands of the cube; it has {', '.join(bands) or 'none'}",
+            what_to_do=f"give imagery with these bands; it has {', '.join(bands) or 'none'}",
             code="bands",
         )
     if units != model.units:
@@ -84,8 +104,8 @@ def check_model(model: Model, bands: Sequence[str], geobox: GeoBox, units: str =
             where=str(geobox.crs),
             what_to_do="stack on a projected grid in metres, such as UTM",
         )
-    found = abs(float(geobox.resolution.x))
-    if abs(found - model.resolution) > 1e-6 * model.resolution:
+    found = abs(float(geobox.resolution.x)) if resolution is None else resolution
+    if not abs(found - model.resolution) <= tolerance * model.resolution:
         raise InputError(
             f"the model was trained on pixels of {model.resolution:g} m, the imagery has {found:g} m",
             where=where,

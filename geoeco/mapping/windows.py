@@ -8,8 +8,7 @@ asked for with, nor on what was done before: the same device and number of threa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -20,11 +19,12 @@ import torch
 import xarray as xr
 
 from geoeco.errors import InputError, OutputError
+from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.lattice import Lattice, Span
 from geoeco.training import ModelBundle
 from geoeco.training.chip_dataset import NDVI, ndvi_of
 
-__all__ = ["Combine", "Embedder", "Read", "device_of"]
+__all__ = ["Combine", "Embedder", "Read"]
 
 Floats = npt.NDArray[np.float32]
 #: Pixels ``(period, band, y, x)`` of rows and columns that may lead beyond the grid; NaN there and where invalid.
@@ -33,33 +33,6 @@ Combine = Literal["mean", "concat"]
 
 #: Cells drawn for each cell that a sample is to hold, at most: those without data are left out.
 DRAWS = 4
-
-
-@contextmanager
-def _fixed_arithmetic(threads: int) -> Iterator[None]:
-    """Fix what else changes the last bits of a result: the number of threads, and CUDA's choice of algorithms."""
-    before = torch.get_num_threads(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
-
-
-def device_of(wish: str) -> str:
-    """Name of a torch device for ``auto``, ``cpu`` or ``cuda``.
-
-    Raises
-    ------
-    InputError
-        If CUDA is asked for and there is none.
-    """
-    there = torch.cuda.is_available()
-    if wish == "cuda" and not there:
-        raise InputError("there is no CUDA device here", what_to_do="use device: auto or cpu", code="device")
-    return "cuda" if there and wish != "cpu" else "cpu"
 
 
 def _model_inputs(pixels: Floats, there: Sequence[str], bands: Sequence[str]) -> Floats:
@@ -191,7 +164,7 @@ class Embedder:
             piece = _Piece.cut(self, *span)
             asked = tuple((max(a[0], b[0]), min(a[1], b[1])) for a, b in zip(span, (rows, cols), strict=True))
             for batch in self.lattice.batches(*asked):
-                with _fixed_arithmetic(self.threads):
+                with fixed_arithmetic(self.threads):
                     features, fraction, periods = self._batch(piece, *batch)
                 kept = {"features": features} if derive is None else derive(features)
                 for name, values in {**kept, "valid_fraction": fraction, "n_periods": periods}.items():
@@ -230,7 +203,7 @@ class Embedder:
             inputs[:, : len(group)] = np.moveaxis(_model_inputs(pixels, self.bands, self.bundle.bands), 1, 0)
             padded = np.zeros((len(usable), count), bool)
             padded[:, : len(group)] = usable
-            with _fixed_arithmetic(self.threads):
+            with fixed_arithmetic(self.threads):
                 by_period = [self._encode(inputs[p]) if padded[p].any() else None for p in range(len(padded))]
             features.append(self._combined(by_period, padded)[: len(group)])
         return np.concatenate(features)
