@@ -21,7 +21,7 @@ from geoeco.cubes.chunks import ChunkReader
 from geoeco.errors import InputError, ReadError
 from geoeco.sampling import day_of_year, open_chips
 from geoeco.sampling.chips import CHIP_NODATA, CHIP_SCALE
-from geoeco.training.torchgeo_adapter import NonGeoDataset
+from geoeco.training.stored_chips import StoredChips
 
 __all__ = ["NDVI", "ChipDataset", "Draw", "ndvi_of"]
 
@@ -77,7 +77,7 @@ def _positions(wanted: Sequence[str] | None, there: Sequence[str], what: str, st
     return [place[name] for name in wanted]
 
 
-class ChipDataset(NonGeoDataset):
+class ChipDataset(StoredChips):
     """Season chips of a store, one location a sample.
 
     Parameters

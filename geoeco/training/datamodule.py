@@ -1,4 +1,4 @@
-"""Season chips on their way to the network: the data set, its batches, and workers that were spawned."""
+"""Chips on their way to the network: the data set, its batches, and workers that were spawned."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geoeco.errors import InputError
-from geoeco.training.chip_dataset import ChipDataset
 from geoeco.training.samplers import LocationBatches
+from geoeco.training.stored_chips import StoredChips
 
 __all__ = ["ChipDataModule"]
 
 
 class ChipDataModule(LightningDataModule):
-    """Batches of season chips for Lightning.
+    """Batches of chips for Lightning.
 
     Parameters
     ----------
-    dataset : ChipDataset
-        Best `stored`: reflectance and NDVI are then made on the device.
+    dataset : StoredChips
+        A `ChipDataset` best `stored`: reflectance and NDVI are then made on the device.
     batches : LocationBatches
         Of the data set's names.
     workers : int
@@ -40,7 +40,7 @@ class ChipDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, dataset: ChipDataset, batches: LocationBatches, *, workers: int = 0, pin_memory: bool = False
+        self, dataset: StoredChips, batches: LocationBatches, *, workers: int = 0, pin_memory: bool = False
     ) -> None:
         super().__init__()
         if workers and multiprocessing.current_process().daemon:
@@ -66,5 +66,5 @@ class ChipDataModule(LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
-        """Make reflectance of what is stored, on the device."""
+        """Make values of what is stored, on the device."""
         return self.dataset.decode(batch)

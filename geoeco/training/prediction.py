@@ -24,9 +24,9 @@ from geoeco.errors import InputError, OutputError
 from geoeco.models import SeasonPredictor
 from geoeco.training.bundles import Normalisation
 from geoeco.training.checkpoints import write_table
-from geoeco.training.chip_dataset import ChipDataset
 from geoeco.training.fitting import Watch
 from geoeco.training.season_contrast import Schedule, schedule_factor, step_seed
+from geoeco.training.stored_chips import StoredChips
 from geoeco.training.targets import Targets
 
 __all__ = ["PartLoader", "SeasonPrediction", "Validation", "learnable", "predicted"]
@@ -223,11 +223,10 @@ class Validation(Watch):
 
 
 class PartLoader:
-    """Places of one part that are predicted, in batches of their centre windows."""
+    """Places of one part that are predicted, in batches, in the order of the data set."""
 
-    def __init__(self, data: ChipDataset, batch: int, workers: int) -> None:
+    def __init__(self, data: StoredChips, batch: int, workers: int) -> None:
         self.data = data
-        data.stored = data.can_be_stored
         self.loader: DataLoader[dict[str, Tensor]] = DataLoader(
             data,
             batch_size=batch,

@@ -219,7 +219,8 @@ def train(
         for part in PARTS
         if known.fold[part]
     }
-    data["train"].stored = data["train"].can_be_stored
+    for chips in data.values():
+        chips.stored = chips.can_be_stored
     scale = (
         bundle.normalisation
         if bundle is not None
