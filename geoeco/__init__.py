@@ -28,6 +28,7 @@ _NAMES = {
 _ROOMS = frozenset(
     {
         "accessor",
+        "applicability",
         "catalog",
         "cubes",
         "engine",
