@@ -21,9 +21,9 @@ import pandas as pd
 import pystac
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
-from geoeco.cubes.shards import Objects, bitshuffled_lz4, encode_shard, write_shard
+from geoeco.cubes.shards import Objects, bitshuffled_lz4, checksummed, encode_shard, write_shard
 from geoeco.errors import InputError, OutputError
 from geoeco.sampling.chips import (
     CHIP_NODATA,
@@ -43,6 +43,8 @@ __all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "stor
 #: Chips are read far more often than they are written, and what they wait for is decoding: bit-shuffled LZ4.
 _CODEC: Literal["lz4"] = "lz4"
 _LEVEL = 5
+#: Of the layout: since 2, each chip bears a checksum. Stores of 1, which say no version, are read, and gone on with.
+_VERSION = 2
 _MIB = 1 << 20
 
 
@@ -105,7 +107,7 @@ def chips_template(
     Parameters
     ----------
     store : str
-        Folder or fsspec URL. A store of the same layout is left as it is.
+        Folder or fsspec URL. A store of the same layout, or of the same without checksums, is left as it is.
     samples : int
         Number of locations.
     size : int
@@ -134,11 +136,12 @@ def chips_template(
         "resolution": float(resolution),
         "samples_per_shard": per_shard,
         "codec": _CODEC,
+        "version": _VERSION,
     }
     group = zarr.open_group(_zarr(store), mode="a", zarr_format=3)
     found = group.attrs.get("geoeco_chips")
     if found is not None:
-        if found != layout:
+        if {"version": _VERSION, **dict(found)} != layout:
             raise OutputError(
                 "a store of chips of another layout is there already",
                 where=store,
@@ -165,12 +168,16 @@ def chips_template(
             "attributes": {"units": "", "kind": "class"},
         },
     }
-    codec = BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle="bitshuffle")
+    codecs = (BloscCodec(cname=_CODEC, clevel=_LEVEL, shuffle="bitshuffle"), Crc32cCodec())
     for name, layout_of in arrays.items():
         half_made = group.get(name)
         if half_made is None:
-            group.create_array(name, compressors=codec, **layout_of)
-        elif not isinstance(half_made, zarr.Array) or half_made.shards != layout_of["shards"]:
+            group.create_array(name, compressors=codecs, **layout_of)
+        elif (
+            not isinstance(half_made, zarr.Array)
+            or half_made.shards != layout_of["shards"]
+            or half_made.compressors != codecs
+        ):
             raise OutputError(
                 "a half-made store of chips of another layout is there", where=store, what_to_do="remove it first"
             )
@@ -185,7 +192,17 @@ def _layout(store: str) -> dict[str, Any]:
         raise OutputError("there is no store of chips", where=store, what_to_do="make it: chips_template") from error
     if not isinstance(found, dict):
         raise OutputError("this is no finished template of chips", where=store, what_to_do="make it: chips_template")
+    if _version(found) > _VERSION:
+        raise OutputError(
+            f"the store's layout is of version {_version(found)}, this geoeco knows {_VERSION}",
+            where=store,
+            what_to_do="read it with a newer geoeco",
+        )
     return found
+
+
+def _version(layout: Mapping[str, Any]) -> int:
+    return int(layout.get("version", 1))
 
 
 def _part(first: int) -> str:
@@ -254,7 +271,7 @@ def write_chips(
     """
     layout = _layout(store)
     count = len(locations)
-    per_shard = _whole_shards(store, layout, first, count)
+    _check_shards(store, layout, first, count)
     settings = ChipSettings(
         size=int(layout["size"]),
         resolution=float(layout["resolution"]),
@@ -274,7 +291,7 @@ def write_chips(
         )
     at_a_time, _ = _plan_memory(count, settings.size, len(settings.bands), threads, memory_mib)
     buffers = reader.buffers(at_a_time)
-    group = _Group(store, first, per_shard, threads)
+    group = _Group(store, layout, first, threads)
     for start in range(0, len(SEASONS), at_a_time):
         seasons = range(start, start + at_a_time)
         chips, scl = reader.read(seasons, buffers)
@@ -313,7 +330,7 @@ def store_chips(store: str, chips: xr.Dataset, *, first: int = 0, threads: int =
         not fit the store, or a chip that the table calls usable holds no data.
     """
     layout = _layout(store)
-    per_shard = _whole_shards(store, layout, first, chips.sizes.get("sample", 0))
+    _check_shards(store, layout, first, chips.sizes.get("sample", 0))
     values, scl = _stored_pixels(store, layout, chips)
     used = chips["reason"].transpose("sample", "season").to_numpy() == ""
     valid = 1.0 - (values == CHIP_NODATA).any(axis=2).mean(axis=(-2, -1))
@@ -330,7 +347,7 @@ def store_chips(store: str, chips: xr.Dataset, *, first: int = 0, threads: int =
             valid_fraction=(("sample", "season"), np.where(used, valid, np.nan)),
         )
     )
-    group = _Group(store, first, per_shard, threads)
+    group = _Group(store, layout, first, threads)
     for season in range(len(SEASONS)):
         group.write(season, values[:, season], scl[:, season])
     return group.finish(table, [])
@@ -372,8 +389,8 @@ def _stored_pixels(
     return values, chips["scl"].transpose("sample", "season", "y", "x").to_numpy().astype(np.uint8)
 
 
-def _whole_shards(store: str, layout: Mapping[str, Any], first: int, count: int) -> int:
-    """Locations in a shard; an error if the group ``first, ..., first + count - 1`` is not made of whole ones."""
+def _check_shards(store: str, layout: Mapping[str, Any], first: int, count: int) -> None:
+    """Refuse a group ``first, ..., first + count - 1`` that is not made of whole shards."""
     per_shard, samples = int(layout["samples_per_shard"]), int(layout["samples"])
     stop = first + count
     if first % per_shard or not (stop % per_shard == 0 or stop == samples) or stop > samples or count < 1:
@@ -382,14 +399,16 @@ def _whole_shards(store: str, layout: Mapping[str, Any], first: int, count: int)
             where=store,
             what_to_do="write groups that begin and end at multiples of samples_per_shard",
         )
-    return per_shard
 
 
 class _Group:
     """A group of locations on its way into a store: season by season, then its part of the table."""
 
-    def __init__(self, store: str, first: int, per_shard: int, threads: int) -> None:
-        self.store, self.first, self.per_shard, self.threads = store, first, per_shard, threads
+    def __init__(self, store: str, layout: Mapping[str, Any], first: int, threads: int) -> None:
+        self.store, self.first, self.threads = store, first, threads
+        self.per_shard = int(layout["samples_per_shard"])
+        compress = bitshuffled_lz4(_LEVEL)
+        self.encode = checksummed(compress) if _version(layout) > 1 else compress
         self.objects = Objects(_zarr(store))
         self.digest, self.written = hashlib.sha256(), 0
 
@@ -399,9 +418,23 @@ class _Group:
             part = slice(offset, min(offset + self.per_shard, len(chips)))
             place = ((self.first + offset) // self.per_shard, season)
             for name, values, fill in (("chips", chips, CHIP_NODATA), ("scl", scl, 0)):
-                count, text = _write_shard(self.objects, name, place, values[part], self.per_shard, fill, self.threads)
+                count, text = self._write_shard(name, place, values[part], fill)
                 self.written += count
                 self.digest.update(f"{name} {self.first + offset} {season} {text}".encode())
+
+    def _write_shard(self, name: str, place: tuple[int, int], values: npt.NDArray[Any], fill: int) -> tuple[int, str]:
+        """Put one season of some locations, ``(location, ..., y, x)``, as one object; bytes, digest of the pixels."""
+        if len(values) < self.per_shard:
+            padding = np.full((self.per_shard - len(values), *values.shape[1:]), fill, values.dtype)
+            values = np.concatenate([values, padding])
+
+        def run(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
+            return in_threads(work, jobs, self.threads)
+
+        shard = values[:, None]
+        parts, digest = encode_shard(shard, (1, *shard.shape[1:]), fill, self.encode, run)
+        key = f"{name}/c/{place[0]}/{place[1]}/" + "/".join("0" for _ in shard.shape[2:])
+        return write_shard(self.objects, key, parts), digest
 
     def finish(self, table: gpd.GeoDataFrame, dropped: list[dict[str, Any]]) -> dict[str, Any]:
         """Write the group's part of the table and tell what was written."""
@@ -416,29 +449,6 @@ class _Group:
             "dropped": dropped,
             "left_out": location_notes(table),
         }
-
-
-def _write_shard(
-    objects: Objects,
-    name: str,
-    place: tuple[int, int],
-    values: npt.NDArray[Any],
-    per_shard: int,
-    fill: int,
-    threads: int,
-) -> tuple[int, str]:
-    """Put one season of one group, ``(location, ..., y, x)``, as one object; bytes and digest of the pixels."""
-    if len(values) < per_shard:
-        padding = np.full((per_shard - len(values), *values.shape[1:]), fill, values.dtype)
-        values = np.concatenate([values, padding])
-
-    def run(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
-        return in_threads(work, jobs, threads)
-
-    shard = values[:, None]
-    parts, digest = encode_shard(shard, (1, *shard.shape[1:]), fill, bitshuffled_lz4(_LEVEL), run)
-    key = f"{name}/c/{place[0]}/{place[1]}/" + "/".join("0" for _ in shard.shape[2:])
-    return write_shard(objects, key, parts), digest
 
 
 def _write_whole(store: str, key: str, body: bytes) -> None:

@@ -12,12 +12,24 @@ from geoeco.steps.layers import Layer, RasterVerb
 from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.train import TrainVerb
+from geoeco.steps.uav_chips import UavChipsVerb
 from geoeco.steps.windows import WindowsVerb
 
 __all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
 
 registry = Registry()
-for _verb in (CubeVerb, SeasonsVerb, WindowsVerb, ChipsVerb, PretrainVerb, EmbedVerb, EvaluateVerb, TrainVerb, CogVerb):
+for _verb in (
+    CubeVerb,
+    SeasonsVerb,
+    WindowsVerb,
+    ChipsVerb,
+    UavChipsVerb,
+    PretrainVerb,
+    EmbedVerb,
+    EvaluateVerb,
+    TrainVerb,
+    CogVerb,
+):
     registry.register(_verb)
 registry.load_entry_points()
 
