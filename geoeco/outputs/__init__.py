@@ -8,6 +8,7 @@ from geoeco.outputs.contact_sheets import contact_sheet
 from geoeco.outputs.items import write_item
 from geoeco.outputs.preview import quicklook
 from geoeco.outputs.score_charts import score_chart
+from geoeco.outputs.vectors import write_gpkg
 
 __all__ = [
     "ClassEntry",
@@ -20,5 +21,6 @@ __all__ = [
     "remove_leftovers",
     "score_chart",
     "write_cog",
+    "write_gpkg",
     "write_item",
 ]

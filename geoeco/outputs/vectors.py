@@ -1,0 +1,197 @@
+"""GeoPackages: polygons and points as GIS users open them, the same table in the same bytes.
+
+The one writer of vectors. Not for tables that geoeco itself reads back (those are GeoParquet), and not for reading
+(`geoeco.vectors`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from geoeco.errors import GridError, InputError, OutputError
+from geoeco.outputs.cog import WrittenFile, local_path
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+__all__ = ["GeometryType", "write_gpkg"]
+
+GeometryType = Literal["Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon"]
+
+#: What `last_change` says, which GeoPackage asks for: the same whenever it is written.
+EPOCH = "1970-01-01T00:00:00.000Z"
+#: Read by every GDAL since 2.2 and by ArcGIS; later versions bring nothing that is used here.
+_GPKG_VERSION = "1.2"
+_LAYER_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,62}"
+_RESERVED = frozenset({"fid", "geom"})
+# GDAL's settings belong to the whole process
+_LOCK = threading.Lock()
+
+
+def write_gpkg(
+    frame: gpd.GeoDataFrame,
+    path: str | os.PathLike[str],
+    *,
+    layer: str,
+    geometry_type: GeometryType | None = None,
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> WrittenFile:
+    """Write a GeoPackage of one layer; a file that is there is replaced in one step.
+
+    The same frame gives the same bytes: ``last_change`` is that of the epoch, not of the clock. Rows keep their order
+    and are numbered from 1 (``fid``); the frame's index is not written. Missing values become NULL.
+
+    Parameters
+    ----------
+    frame : geopandas.GeoDataFrame
+        With a CRS; every row with a geometry that is not empty. Columns of numbers, truth values, texts or dates.
+    path : path-like
+        Local, ``.gpkg``.
+    layer : str
+        Name of the layer: letters, digits and underscores.
+    geometry_type : str, optional
+        Type of the layer; single geometries become multiple ones where it begins with ``Multi``. When not given, the
+        type of all rows, ``MultiPolygon`` where there are polygons of both types (and so for points and lines).
+    description : str
+    tags : mapping of str to str, optional
+        Where the layer comes from, as metadata of the file: for example ``GEOECO_MODEL``.
+
+    Returns
+    -------
+    WrittenFile
+
+    Raises
+    ------
+    GridError
+        If the frame has no CRS.
+    InputError
+        If a row has no geometry, geometries are of several kinds, or a name or a column cannot be written.
+    OutputError
+        If the file cannot be written or does not read back whole.
+    """
+    import pyogrio
+
+    target = local_path(path)
+    if target.suffix != ".gpkg":
+        raise InputError(f"{target.name!r} is not the name of a GeoPackage", what_to_do="end it with .gpkg")
+    if not re.fullmatch(_LAYER_NAME, layer):
+        raise InputError(
+            f"{layer!r} is not a name for a layer",
+            where=str(target),
+            what_to_do="use letters, digits and underscores, a letter first",
+        )
+    if frame.crs is None:
+        raise GridError("the table has no CRS", where=str(target), what_to_do="give it one with set_crs")
+    _check_columns(frame, target)
+    kind = _geometry_type(frame, geometry_type, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".geoeco-", dir=target.parent) as folder:
+            temporary = Path(folder) / target.name
+            with _LOCK, _FixedDate():
+                pyogrio.write_dataframe(
+                    frame,
+                    temporary,
+                    layer=layer,
+                    driver="GPKG",
+                    geometry_type=kind,
+                    promote_to_multi=kind.startswith("Multi"),
+                    dataset_options={"VERSION": _GPKG_VERSION},
+                    layer_options={"DESCRIPTION": description} if description else None,
+                    dataset_metadata=dict(tags) if tags else None,
+                )
+            held = pyogrio.read_info(temporary, layer=layer)["features"]
+            if held != len(frame):
+                raise OutputError(f"{held} of {len(frame)} rows were written", where=str(target))
+            with temporary.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = temporary.stat().st_size
+            temporary.replace(target)
+    except (OSError, pyogrio.errors.DataSourceError) as error:
+        raise OutputError(f"the GeoPackage could not be written: {error}", where=str(target)) from error
+    return WrittenFile(target, digest, size)
+
+
+class _FixedDate:
+    """GDAL's clock stands still."""
+
+    def __enter__(self) -> None:
+        import pyogrio
+
+        self.before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": EPOCH})
+
+    def __exit__(self, *_: object) -> None:
+        import pyogrio
+
+        pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": self.before})
+
+
+def _check_columns(frame: gpd.GeoDataFrame, target: Path) -> None:
+    import pandas as pd
+
+    seen: set[str] = set()
+    for name in frame.columns:
+        if name == frame.geometry.name:
+            continue
+        low = str(name).lower()
+        if not isinstance(name, str) or not name or low in _RESERVED or low in seen:
+            raise InputError(
+                f"a GeoPackage cannot hold a column {name!r} beside the others",
+                where=str(target),
+                what_to_do="rename it: names are texts, differ not only in case, and are neither fid nor geom",
+            )
+        seen.add(low)
+        values = frame[name]
+        plain = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values)
+        moments = pd.api.types.is_datetime64_any_dtype(values)
+        texts = pd.api.types.infer_dtype(values, skipna=True) in ("string", "empty", "categorical", "date")
+        if not (plain or moments or texts) or values.dtype == np.uint64:
+            raise InputError(
+                f"column {name!r} holds {values.dtype} that a GeoPackage cannot",
+                where=str(target),
+                what_to_do="make it numbers, truth values, texts or dates",
+            )
+
+
+def _geometry_type(frame: gpd.GeoDataFrame, wanted: str | None, target: Path) -> str:
+    import shapely
+
+    geometry: Any = frame.geometry
+    if geometry.isna().any() or geometry.is_empty.any():
+        row = int(np.flatnonzero(geometry.isna() | geometry.is_empty)[0])
+        raise InputError(f"row {row} has no geometry", where=str(target), what_to_do="drop such rows first")
+    if not np.isfinite(shapely.get_coordinates(geometry.array)).all():
+        raise InputError("a geometry has coordinates that are not finite", where=str(target))
+    held = set(geometry.geom_type)
+    if wanted is None and not held:
+        raise InputError(
+            "a table without rows does not say what its geometries are",
+            where=str(target),
+            what_to_do="give geometry_type",
+        )
+    single = {kind.removeprefix("Multi") for kind in (*held, *([wanted] if wanted else []))}
+    if len(single) != 1 or not single <= {"Point", "LineString", "Polygon"}:
+        raise InputError(
+            f"a layer holds geometries of one kind, not {', '.join(sorted(single))}",
+            where=str(target),
+            what_to_do="write points, lines and polygons to files of their own",
+        )
+    kind = wanted or (min(held) if len(held) == 1 else f"Multi{single.pop()}")
+    if not kind.startswith("Multi") and any(one.startswith("Multi") for one in held):
+        raise InputError(
+            f"a layer of {kind} cannot hold {min(held)}",
+            where=str(target),
+            what_to_do=f"give geometry_type='Multi{kind}'",
+        )
+    return kind
