@@ -176,6 +176,8 @@ def _missing_inputs(recipe: Recipe) -> list[str]:
         names.append(recipe.inputs.imagery.catalog)
     if recipe.grid is not None and isinstance(recipe.grid.area, str):
         names.append(recipe.grid.area)
+    if recipe.grid is not None and recipe.grid.like is not None and recipe.grid.like not in recipe.inputs.tables:
+        names.append(recipe.grid.like)
     paths = [recipe_path(name, recipe.folder) for name in names]
     return [path for path in paths if "://" not in path and not Path(path).exists()]
 

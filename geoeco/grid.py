@@ -10,14 +10,27 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import rasterio
 from affine import Affine
 from odc.geo.crs import CRS
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import BoundingBox, Geometry, box
+from rasterio.errors import RasterioError
 
 from geoeco.errors import GridError
+from geoeco.gdal import gdal_env
 
-__all__ = ["Block", "area_geobox", "as_crs", "bbox_geometry", "blocks", "pad", "snap_geobox", "utm_crs"]
+__all__ = [
+    "Block",
+    "area_geobox",
+    "as_crs",
+    "bbox_geometry",
+    "blocks",
+    "pad",
+    "raster_geobox",
+    "snap_geobox",
+    "utm_crs",
+]
 
 #: Sentinel-2 bands come at 10, 20 and 60 m: a grid whose origin is a multiple of this lines up with all of them.
 SENTINEL2_SNAP_M = 60.0
@@ -179,6 +192,57 @@ def area_geobox(
     step = max(span.span_x, span.span_y) / 64
     projected: BoundingBox = area.to_crs(target, resolution=step).boundingbox if area.crs != target else span
     return snap_geobox((projected.left, projected.bottom, projected.right, projected.top), target, resolution, snap)
+
+
+def raster_geobox(path: str, resolution: float | None = None) -> GeoBox:
+    """Grid of the pixels of a raster file, or a coarser one from the same upper-left corner.
+
+    Parameters
+    ----------
+    path : str
+        GeoTIFF or VRT. Its pixels are not read.
+    resolution : float, optional
+        Pixel size in the units of its CRS. Within 1 % of a whole multiple of the file's, it is that multiple.
+
+    Raises
+    ------
+    GridError
+        If there is no such file, or it has no CRS, is rotated, or has pixels that are not square or run upwards.
+    """
+    try:
+        driver = "VRT" if path.lower().endswith(".vrt") else "GTiff"
+        with gdal_env(), rasterio.open(path, driver=driver) as file:
+            shape, transform, crs = (file.height, file.width), file.transform, file.crs
+    except (RasterioError, OSError) as error:
+        raise GridError(
+            f"the raster that the grid is like cannot be read: {error}",
+            where=path,
+            what_to_do="name a GeoTIFF, or a named table of the recipe's inputs that is one",
+        ) from error
+    if crs is None or transform.is_identity:
+        raise GridError(
+            "the raster that the grid is like has no CRS or no place",
+            where=path,
+            what_to_do="assign them (gdal_edit.py -a_srs ... -a_ullr ...)",
+        )
+    if transform.b or transform.d or transform.a <= 0 or transform.e >= 0:
+        raise GridError(
+            "the raster that the grid is like is rotated or not north-up",
+            where=path,
+            what_to_do="warp it to an upright grid first (gdalwarp)",
+        )
+    if not math.isclose(transform.a, -transform.e, rel_tol=0.01):
+        raise GridError(
+            f"the raster that the grid is like has pixels of {transform.a:g} x {-transform.e:g}, which are not square",
+            where=path,
+            what_to_do="warp it to square pixels first (gdalwarp -tr)",
+        )
+    epsg = crs.to_epsg()
+    ratio = 1.0 if resolution is None else resolution / float(transform.a)
+    if abs(ratio - round(ratio)) <= 0.01 * ratio and round(ratio):
+        ratio = float(round(ratio))
+    rows, cols = (math.ceil(size / ratio - 1e-9) for size in shape)
+    return GeoBox((rows, cols), transform * Affine.scale(ratio), as_crs(crs.to_wkt() if epsg is None else epsg))
 
 
 def blocks(geobox: GeoBox, size: int) -> Iterator[Block]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from geoeco.engine.keys import canonical_json
 from geoeco.engine.recipes import Recipe, recipe_path
 from geoeco.errors import CatalogError
-from geoeco.grid import area_geobox, bbox_geometry, snap_geobox
+from geoeco.grid import area_geobox, bbox_geometry, raster_geobox, snap_geobox
 from geoeco.vectors import area_of_interest
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def resolve_inputs(
     CatalogError
         If the catalogue cannot be read, or nothing is found.
     GridError
-        If the area of interest is none.
+        If the area of interest is none, or the raster that the grid is like has no grid.
     """
     geobox = None
-    if recipe.grid is not None and recipe.grid.area is not None:
+    if recipe.grid is not None and recipe.grid.like is not None:
+        geobox = raster_geobox(_like(recipe, recipe.grid.like), recipe.grid.resolution)
+    elif recipe.grid is not None and recipe.grid.area is not None:
         geobox = _area_geobox(recipe, _area(recipe))
     if recipe.inputs.imagery is None:
         return geobox, ()
@@ -64,6 +66,11 @@ def resolve_inputs(
     return geobox, found
 
 
+def _like(recipe: Recipe, name: str) -> str:
+    """Path of the raster that a grid is like: a named table of the inputs, or a file."""
+    return recipe.table_path(name) if name in recipe.inputs.tables else recipe_path(name, recipe.folder)
+
+
 def _area(recipe: Recipe) -> Geometry:
     area = recipe.grid.area if recipe.grid else None
     if isinstance(area, tuple):
@@ -75,7 +82,7 @@ def _area_geobox(recipe: Recipe, area: Geometry) -> GeoBox:
     grid = recipe.grid
     if grid is None:
         return area_geobox(area)
-    return area_geobox(area, crs=grid.crs, resolution=grid.resolution)
+    return area_geobox(area, crs=grid.crs, resolution=grid.pixel)
 
 
 def _search(recipe: Recipe, geobox: GeoBox | None) -> list[pystac.Item]:
@@ -126,7 +133,7 @@ def _items_geobox(recipe: Recipe, items: Sequence[pystac.Item]) -> GeoBox:
             max(b[2] for b in boxes),
             max(b[3] for b in boxes),
         )
-        return snap_geobox(bounds, known[0][0], recipe.grid.resolution if recipe.grid else 10.0)
+        return snap_geobox(bounds, known[0][0], recipe.grid.pixel if recipe.grid else 10.0)
     outlines = [outline.geom for item in items if (outline := footprint(item)) is not None]
     if not outlines:
         raise CatalogError("the items have no footprints", what_to_do="give grid.area")

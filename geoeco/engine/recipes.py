@@ -137,13 +137,30 @@ class Inputs(_Part):
 class Grid(_Part):
     """On which pixels a run works."""
 
+    like: RecipePath | None = Field(
+        default=None,
+        description="named table of the inputs, or a file: its grid, made coarser where resolution is given",
+    )
     area: tuple[float, float, float, float] | RecipePath | None = Field(
         default=None,
         description="west, south, east, north in degrees, or a vector file; the extent of the imagery when not given",
     )
     crs: str | int = Field(default="utm", description="utm (zone of the area's centre), EPSG:..., or WKT")
-    resolution: float = Field(default=10.0, gt=0, description="pixel size in the units of the CRS")
+    resolution: float | None = Field(
+        default=None, gt=0, description="pixel size in the units of the CRS; 10, or that of like, when not given"
+    )
     block: int = Field(default=1024, ge=16, le=16384, description="edge of a block in pixels")
+
+    @property
+    def pixel(self) -> float:
+        """Pixel size of a grid that is not like another one."""
+        return 10.0 if self.resolution is None else self.resolution
+
+    @model_validator(mode="after")
+    def _like_or_area(self) -> Self:
+        if self.like is not None and (self.area is not None or self.crs != "utm"):
+            raise ValueError("a grid is like a raster, or it has an area and a CRS: leave out area and crs, or like")
+        return self
 
     @field_validator("crs")
     @classmethod

@@ -9,6 +9,7 @@ from geoeco.steps.cube import CubeVerb
 from geoeco.steps.embed import EmbedVerb
 from geoeco.steps.evaluate import EvaluateVerb
 from geoeco.steps.layers import Layer, RasterVerb
+from geoeco.steps.predict import PredictVerb
 from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.train import TrainVerb
@@ -28,6 +29,7 @@ for _verb in (
     EmbedVerb,
     EvaluateVerb,
     TrainVerb,
+    PredictVerb,
     CogVerb,
 ):
     registry.register(_verb)

@@ -36,6 +36,8 @@ from geoeco.steps.layers import Layer, RasterVerb, digest_of, tiles
 
 __all__ = ["CogSettings", "CogVerb"]
 
+#: When a raster holds of which nobody says when it was seen: a STAC item must give a time.
+ALWAYS = ("1900-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
 #: Pixels along each side of the window in which a raster is read while it is written, for files of up to eight bands.
 WINDOW = 1024
 
@@ -73,7 +75,11 @@ class CogVerb(Verb):
         assert grid is not None, "a raster step has a grid"
         rows, cols = (int(n) for n in grid.shape)
         depends = tuple(task.id for task in source.tasks if task.stage == "blocks")
-        tags, period = _provenance(context), _period(context)
+        assert isinstance(source.verb, RasterVerb), "no other step is a source"
+        period = source.verb.period(source.settings, context)
+        tags = _provenance(context, source.verb.inputs(source.settings, context), period)
+        # the items of the run's imagery are one file; what else a layer was made from stands in its profile
+        sources = ["items.json"] if context.items else []
         tasks = []
         for layer in _layers(settings, source, context):
             bands = len(layer.variables) * layer.bands
@@ -85,11 +91,13 @@ class CogVerb(Verb):
                         "layer": layer.name,
                         "variables": list(layer.variables),
                         "select": dict(layer.select),
+                        "band_names": list(layer.band_names),
                         "title": layer.title,
                         "store": RasterVerb.store_name(source),
                         "profile": layer.profile,
                         "tags": tags,
-                        "period": period,
+                        "period": None if period is None else list(period),
+                        "sources": sources,
                     },
                     depends=depends,
                     memory_bytes=_memory(stored, bands),
@@ -102,14 +110,15 @@ class CogVerb(Verb):
     def run(self, settings: CogSettings, task: Task, context: TaskContext) -> TaskResult:
         """Write one file with its sidecars, quicklook and STAC item."""
         payload = task.payload
-        data = _selected(open_rasters(context.store.url(payload["store"])), payload["variables"], payload["select"])
+        rasters = open_rasters(context.store.url(payload["store"]))
+        data = _selected(rasters, payload["variables"], payload["select"], payload["band_names"])
         # a mirror of the run folder, so that relative links inside the files hold there too
         local = context.scratch_path / context.folder / f"{payload['layer']}.tif"
         local.parent.mkdir(parents=True)
         known = context.store.read_json(payload["profile"])[payload["layer"]] if payload["profile"] else {}
         tags = {**payload["tags"], **known.get("tags", {})}
-        sources = ["items.json", *known.get("derived_from", [])]
-        start, end = (dt.datetime.fromisoformat(day) for day in payload["period"])
+        sources = [*payload["sources"], *known.get("derived_from", [])]
+        start, end = (dt.datetime.fromisoformat(moment) for moment in payload["period"] or ALWAYS)
         record = write_cog(
             data,
             local,
@@ -117,7 +126,7 @@ class CogVerb(Verb):
             compress=settings.compress,
             tags=tags,
             description=f"{context.recipe.name}: {payload['title']}",
-            datetime=end,
+            datetime=end if payload["period"] else None,
             threads=1,
             **known.get("storage", {}),
         )
@@ -203,25 +212,15 @@ def _layers(settings: CogSettings, source: PlannedStep, context: PlanContext) ->
     return tuple(available[name] for name in settings.layers)
 
 
-def _period(context: PlanContext) -> list[str]:
-    """First and last moment of the imagery, ISO 8601."""
-    moments = sorted(
-        str(item.properties.get("datetime") or item.properties["start_datetime"]) for item in context.items
-    )
-    return [moments[0], moments[-1]]
-
-
-def _provenance(context: PlanContext) -> dict[str, str]:
+def _provenance(context: PlanContext, inputs: Sequence[str], period: tuple[str, str] | None) -> dict[str, str]:
     """Keys that tie a file to its recipe and its inputs; the same whatever the block size or the cluster."""
     recipe = context.recipe.document()
     if recipe["grid"]:
         recipe["grid"].pop("block")
-    inputs = sorted(item.id for item in context.items)
-    period = _period(context)
     return {
         "GEOECO_RECIPE_SHA256": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         "GEOECO_INPUTS_SHA256": hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
-        "GEOECO_PERIOD": f"{period[0][:10]}/{period[1][:10]}",
+        **({} if period is None else {"GEOECO_PERIOD": f"{period[0][:10]}/{period[1][:10]}"}),
     }
 
 
@@ -236,9 +235,12 @@ def _window(bands: int) -> int:
 
 
 def _selected(
-    rasters: xr.Dataset, variables: Sequence[str], select: Mapping[str, int | list[int]]
+    rasters: xr.Dataset, variables: Sequence[str], select: Mapping[str, int | list[int]], band_names: Sequence[str]
 ) -> xr.Dataset | xr.DataArray:
     chosen = rasters[list(variables)].sel(dict(select), drop=True)
+    if band_names:
+        lead = next(dim for dim in chosen[variables[0]].dims if dim not in ("y", "x"))
+        chosen = chosen.rename({lead: "band"}).assign_coords(band=list(band_names))
     return chosen[variables[0]] if len(variables) == 1 else chosen
 
 

@@ -92,7 +92,7 @@ class CubeVerb(Verb):
                         len(days),
                         (rows, cols),
                         n_items=len(items),
-                        resolution=context.recipe.grid.resolution,
+                        resolution=abs(float(context.geobox.resolution.x)),
                         shard=shard,
                         other_crs=not all(own[i] for i in touched),
                     ),

@@ -33,6 +33,8 @@ class Layer:
         members are bands of the file.
     bands : int
         Bands that each variable gives.
+    band_names : tuple of str
+        Names of the bands of a leading dimension; numbered by its labels when not given.
     stride : int
         Pixels of the run's grid along a side of one of its pixels.
     profile : str
@@ -46,6 +48,7 @@ class Layer:
     title: str
     select: Mapping[str, int | list[int]] = field(default_factory=dict)
     bands: int = 1
+    band_names: tuple[str, ...] = ()
     stride: int = 1
     profile: str = ""
 
@@ -59,6 +62,17 @@ class RasterVerb(Verb):
     @abstractmethod
     def layers(self, settings: Any, context: PlanContext) -> tuple[Layer, ...]:
         """Layers that the step will hold; known when planning."""
+
+    def inputs(self, settings: Any, context: PlanContext) -> tuple[str, ...]:
+        """Names of what its rasters show, which tie a file to them: ids of the items of the run's imagery."""
+        return tuple(sorted(item.id for item in context.items))
+
+    def period(self, settings: Any, context: PlanContext) -> tuple[str, str] | None:
+        """First and last moment of what its rasters show, ISO 8601: of the run's imagery. None where it is unknown."""
+        moments = sorted(
+            str(item.properties.get("datetime") or item.properties["start_datetime"]) for item in context.items
+        )
+        return (moments[0], moments[-1]) if moments else None
 
     @staticmethod
     def store_name(step: PlannedStep | str) -> str:
