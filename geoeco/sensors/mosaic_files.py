@@ -22,7 +22,7 @@ from rasterio.errors import RasterioError
 from geoeco.errors import InputError, ReadError
 from geoeco.gdal import gdal_env, gdal_story
 
-__all__ = ["content_hash", "opened_mosaic", "read_fault", "source_path"]
+__all__ = ["check_whole", "content_hash", "opened_mosaic", "read_fault", "source_path"]
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -73,6 +73,12 @@ def source_path(path: str | os.PathLike[str]) -> Path:
     found = Path(text).absolute()
     if not found.exists():
         raise InputError("there is no such file", where=str(found), what_to_do="check the path")
+    if found.with_name(f"{found.name}.msk").exists():
+        raise InputError(
+            f"the mask lies in a file of its own, {found.name}.msk, which is not read",
+            where=str(found),
+            what_to_do=f"bring both into one file: gdal_translate -of COG {found.name} OUT.tif",
+        )
     if not found.is_file():
         raise InputError("this is not a file", where=str(found), what_to_do="give a GeoTIFF, a VRT or a PNG")
     return found
@@ -220,3 +226,18 @@ def opened_mosaic(path: str) -> Iterator[Any]:
             yield file
         except (RasterioError, OSError) as error:
             raise read_fault(error, path, "reading pixels") from error
+
+
+def check_whole(file: Any, path: Path) -> None:
+    """Refuse a TIFF whose tiles lead beyond its end: the copy was cut off."""
+    if file.driver != "GTiff":
+        return
+    size = path.stat().st_size
+    height, width = file.block_shapes[0]
+    down, across = -(-file.height // height), -(-file.width // width)
+    for row in {0, down // 2, down - 1}:
+        for column in {0, across // 2, across - 1}:
+            offset = file.get_tag_item(f"BLOCK_OFFSET_{column}_{row}", "TIFF", bidx=1)
+            length = file.get_tag_item(f"BLOCK_SIZE_{column}_{row}", "TIFF", bidx=1)
+            if offset is not None and length is not None and int(offset) + int(length) > size:
+                raise read_fault(OSError(f"the file ends at byte {size}, before its pixels do"), str(path), "reading")
