@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from geoeco.training.bundles import ModelBundle, Normalisation
     from geoeco.training.chip_dataset import ChipDataset
     from geoeco.training.contrast_losses import InfoNCE, SupCon
+    from geoeco.training.crown_chips import CrownDataset, crown_table
+    from geoeco.training.crown_embeddings import embed_crowns
+    from geoeco.training.crown_learning import CrownPrediction
+    from geoeco.training.crown_scores import frequency_bins, rarity_scores
+    from geoeco.training.crown_training import labelled_crowns, train_crowns
     from geoeco.training.datamodule import ChipDataModule
     from geoeco.training.embeddings import embed_chips, location_features
     from geoeco.training.evaluation import ProbeTask, evaluate, untrained
@@ -35,6 +40,8 @@ __all__ = [
     "ChipDataModule",
     "ChipDataset",
     "ChipStatistics",
+    "CrownDataset",
+    "CrownPrediction",
     "ExpectedEncoder",
     "Fold",
     "FoldResult",
@@ -55,12 +62,16 @@ __all__ = [
     "Templates",
     "block_folds",
     "chip_statistics",
+    "crown_table",
     "embed_chips",
+    "embed_crowns",
     "evaluate",
     "expect_encoder",
+    "frequency_bins",
     "has_gpu",
     "hub_bundle",
     "knn_probe",
+    "labelled_crowns",
     "learn_patches",
     "linear_probe",
     "load_weights",
@@ -69,10 +80,12 @@ __all__ = [
     "patch_features",
     "pretrain",
     "random_folds",
+    "rarity_scores",
     "scores",
     "seco_eco_normalisation",
     "tnr_at_tpr",
     "train",
+    "train_crowns",
     "untrained",
 ]
 
@@ -80,6 +93,8 @@ _HOME = {
     "ChipDataModule": "geoeco.training.datamodule",
     "ChipDataset": "geoeco.training.chip_dataset",
     "ChipStatistics": "geoeco.training.statistics",
+    "CrownDataset": "geoeco.training.crown_chips",
+    "CrownPrediction": "geoeco.training.crown_learning",
     "ExpectedEncoder": "geoeco.training.expectations",
     "Fold": "geoeco.training.folds",
     "FoldResult": "geoeco.training.probes",
@@ -100,12 +115,16 @@ _HOME = {
     "Templates": "geoeco.training.weak_labels",
     "block_folds": "geoeco.training.folds",
     "chip_statistics": "geoeco.training.statistics",
+    "crown_table": "geoeco.training.crown_chips",
     "embed_chips": "geoeco.training.embeddings",
+    "embed_crowns": "geoeco.training.crown_embeddings",
     "evaluate": "geoeco.training.evaluation",
     "expect_encoder": "geoeco.training.expectations",
+    "frequency_bins": "geoeco.training.crown_scores",
     "has_gpu": "geoeco.training.expectations",
     "hub_bundle": "geoeco.training.weights",
     "knn_probe": "geoeco.training.probes",
+    "labelled_crowns": "geoeco.training.crown_training",
     "learn_patches": "geoeco.training.weak_labels",
     "linear_probe": "geoeco.training.probes",
     "load_weights": "geoeco.training.weights",
@@ -114,10 +133,12 @@ _HOME = {
     "patch_features": "geoeco.training.weak_labels",
     "pretrain": "geoeco.training.pretraining",
     "random_folds": "geoeco.training.folds",
+    "rarity_scores": "geoeco.training.crown_scores",
     "scores": "geoeco.training.scoring",
     "seco_eco_normalisation": "geoeco.training.statistics",
     "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",
+    "train_crowns": "geoeco.training.crown_training",
     "untrained": "geoeco.training.evaluation",
 }
 

@@ -29,7 +29,7 @@ from geoeco.training.season_contrast import Schedule, schedule_factor, step_seed
 from geoeco.training.stored_chips import StoredChips
 from geoeco.training.targets import Targets
 
-__all__ = ["PartLoader", "SeasonPrediction", "Validation", "learnable", "predicted"]
+__all__ = ["PartLoader", "SeasonPrediction", "Validation", "learnable", "mirrored", "predicted"]
 
 
 class SeasonPrediction(LightningModule):
@@ -115,7 +115,7 @@ class SeasonPrediction(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Learn from one batch."""
         torch.manual_seed(step_seed(self.seed, self.global_step))
-        image = _mirrored(batch["image"]) if self.flips else batch["image"]
+        image = mirrored(batch["image"]) if self.flips else batch["image"]
         raw, known = self.raw({**batch, "image": image})
         if not known.any():
             raise InputError(
@@ -125,12 +125,16 @@ class SeasonPrediction(LightningModule):
             )
         return {"loss": self.loss(raw[known], self.targets[batch["index"]][known])}
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over what is tuned, with the schedule a step at a time."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is tuned, with its learning rates; the first one is that of the learning curve."""
         groups = [{"params": list(self.model.head.parameters()), "lr": self.lr}]
         if not self.freeze_encoder:
             groups.append({"params": list(self.model.encoder.parameters()), "lr": self.encoder_lr})
-        optimiser = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        return groups
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over what is tuned, with the schedule a step at a time."""
+        optimiser = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: schedule_factor(step, max(self.steps, 1), self.schedule)
         )
@@ -138,10 +142,10 @@ class SeasonPrediction(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": chosen}  # type: ignore[return-value]
 
 
-def _mirrored(image: Tensor) -> Tensor:
-    """Images ``(N, season, band, y, x)`` in one of the eight positions of a square, drawn for each place."""
+def mirrored(image: Tensor) -> Tensor:
+    """Square images ``(N, ..., y, x)`` in one of the eight positions of a square, drawn for each of N."""
     # on the CPU: one seed gives one image on every device
-    along_x, along_y, diagonal = (torch.rand(3, len(image), 1, 1, 1, 1) < 0.5).to(image.device)
+    along_x, along_y, diagonal = (torch.rand(3, len(image), *[1] * (image.ndim - 1)) < 0.5).to(image.device)
     image = torch.where(along_x, image.flip(-1), image)
     image = torch.where(along_y, image.flip(-2), image)
     return torch.where(diagonal, image.transpose(-1, -2), image)
