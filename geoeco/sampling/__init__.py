@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from geoeco.sampling.chips import chips_table, season_chips
 from geoeco.sampling.circular import circular_distance, circular_median, circular_spread, day_of_year
+from geoeco.sampling.closeups import closeup_path, pair_closeups, read_closeup
 from geoeco.sampling.footprints import chip_geobox
 from geoeco.sampling.grids import major_tom_grid
 from geoeco.sampling.images import REASONS, choose_images
@@ -42,6 +43,7 @@ __all__ = [
     "circular_distance",
     "circular_median",
     "circular_spread",
+    "closeup_path",
     "create_uav_chips",
     "crown_chips",
     "cut_chips",
@@ -58,9 +60,11 @@ __all__ = [
     "open_chips",
     "open_sources",
     "open_uav_chips",
+    "pair_closeups",
     "plan_chips",
     "points_from_table",
     "random_chips",
+    "read_closeup",
     "season_chips",
     "season_windows",
     "share_seen",

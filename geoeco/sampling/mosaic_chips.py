@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import shapely
 import xarray as xr
 from affine import Affine
+from shapely.geometry.base import BaseGeometry
 
 from geoeco.sampling.images import in_threads
 from geoeco.sampling.mosaic_layers import IGNORE, burnt, read_codes, read_heights
@@ -104,7 +104,7 @@ def chip_pixels(mosaic: Orthomosaic, offset: Offset, size: int, step: int = 1) -
 
 
 def chip_label(
-    source: ChipSource, offset: Offset, size: int, step: int, valid: Bools, ground: shapely.Geometry | None
+    source: ChipSource, offset: Offset, size: int, step: int, valid: Bools, ground: BaseGeometry | None
 ) -> npt.NDArray[np.uint8]:
     """Classes of one chip; 255 where there is no label, no valid pixel, or the ground of another set.
 
@@ -160,14 +160,13 @@ def cut_chips(
     table = plan.table.iloc[first : None if count is None else first + count]
     number = {day: index for index, day in enumerate(plan.attrs["dates"])}
     date = np.array([number[sources[s].mosaic.date] for s in table["source"]], dtype=np.int16)
-    affine = np.array(
-        [chip_affine(sources[r.source].mosaic, (r.row, r.col), r.step)[:6] for r in table.itertuples()]
-    ).reshape(-1, 6)
+    places = table[["source", "row", "col", "step"]].to_numpy(dtype=np.int64)
+    affine = np.array([chip_affine(sources[s].mosaic, (row, col), step)[:6] for s, row, col, step in places])
     chips = xr.Dataset(
         {
             "offset": (("sample", "pixel_axis"), table[["row", "col"]].to_numpy(dtype=np.int32)),
             "step": ("sample", table["step"].to_numpy(dtype=np.int32)),
-            "affine": (("sample", "coefficient"), affine),
+            "affine": (("sample", "coefficient"), affine.reshape(-1, 6)),
             "source": ("sample", table["source"].to_numpy(dtype=np.int16)),
             "split": ("sample", table["split"].to_numpy(dtype=np.int8)),
             "block": ("sample", table["block"].to_numpy(dtype=np.int32)),
@@ -222,15 +221,16 @@ def _pixels(
 
     in_threads(cut, list(enumerate(table.itertuples())), threads)
     found = {"image": image, "valid": valid, "chm": height, "label": label, "instance": instance}
-    return {
+    arrays = {
         name: describe(
             xr.DataArray(values, dims=("sample", "band", "y", "x") if name == "image" else ("sample", "y", "x")),
             **_ABOUT[name],
-            **({"scale": first.mosaic.scale} if name == "image" else {}),
         )
         for name, values in found.items()
         if values is not None
     }
+    arrays["image"].attrs["scale"] = first.mosaic.scale
+    return arrays
 
 
 def _full_value(mosaic: Orthomosaic) -> float:

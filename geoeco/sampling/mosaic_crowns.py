@@ -19,7 +19,7 @@ from odc.geo.geobox import GeoBox
 from geoeco.errors import InputError
 from geoeco.sampling.mosaic_layers import burnt
 
-__all__ = ["CrownWindows", "PlacedCrowns", "crown_windows", "place_crowns"]
+__all__ = ["CrownWindows", "PlacedCrowns", "crown_windows", "lying_over", "place_crowns"]
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
@@ -115,18 +115,34 @@ def place_crowns(crowns: gpd.GeoDataFrame, geobox: GeoBox, classes: Sequence[str
     geometry = crowns.geometry.to_numpy()
     shapes = shapely.transform(geometry, lambda xy: (xy - [transform.c, transform.f]) / [transform.a, transform.e])
     number = {name: index for index, name in enumerate(classes)}
-    height = crowns[HEIGHT].to_numpy(dtype=np.float64) if HEIGHT in crowns.columns else np.full(len(crowns), np.nan)
     ids = crowns["crown_id"].to_numpy(dtype=np.int32)
-    order = np.lexsort((-ids, -shapely.area(shapes), np.nan_to_num(height, nan=-np.inf)))
-    rank = np.empty(len(crowns), dtype=np.int64)
-    rank[order] = np.arange(len(crowns))
     return PlacedCrowns(
         ids,
         np.array([number.get(str(name), -1) for name in crowns["class_name"]], dtype=np.int16),
         shapes,
         shapely.point_on_surface(geometry),
-        rank,
+        lying_over(crowns, shapely.area(geometry)),
     )
+
+
+def lying_over(crowns: gpd.GeoDataFrame, area: Floats) -> npt.NDArray[np.int64]:
+    """Rank of crowns from below to above: the tall over the low, the small over the large where heights are unknown.
+
+    Parameters
+    ----------
+    crowns : geopandas.GeoDataFrame
+        With ``crown_id``, by which ties are settled, and perhaps ``height_m``.
+    area : numpy.ndarray, shape (crown,)
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (crown,)
+    """
+    height = crowns[HEIGHT].to_numpy(dtype=np.float64) if HEIGHT in crowns.columns else np.full(len(crowns), np.nan)
+    order = np.lexsort((-crowns["crown_id"].to_numpy(dtype=np.int64), -area, np.nan_to_num(height, nan=-np.inf)))
+    rank = np.empty(len(crowns), dtype=np.int64)
+    rank[order] = np.arange(len(crowns))
+    return rank
 
 
 @dataclass(frozen=True, eq=False)

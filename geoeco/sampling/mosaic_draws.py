@@ -38,8 +38,8 @@ def _strata(source: ChipSource, piece: tuple[int, int], ground: Ground) -> npt.N
     t = chip_affine(source.mosaic, piece)
     middle = np.arange(_PIECE) + 0.5
     # the block of a pixel is that of its row and of its column
-    down = ground.numbers(shapely.points(np.full(_PIECE, t.c + t.a / 2), t.f + middle * t.e))
-    along = ground.numbers(shapely.points(t.c + middle * t.a, np.full(_PIECE, t.f + t.e / 2)))
+    down = ground.numbers(np.asarray(shapely.points(np.full(_PIECE, t.c + t.a / 2), t.f + middle * t.e)))
+    along = ground.numbers(np.asarray(shapely.points(t.c + middle * t.a, np.full(_PIECE, t.f + t.e / 2))))
     column = (along - ground.first) % ground.shape[1]
     block = (down - (down - ground.first) % ground.shape[1])[:, None] + column[None, :]
     return np.where(valid, block.astype(np.int64) * 256 + code, -1)
@@ -131,4 +131,4 @@ def _placed(
     high = np.stack([(bottom - t.f) / t.e, (right - t.c) / t.a], axis=1)
     centre = np.clip(pixels[:, 1:] + 0.5 + jitter, low + 0.5, high - 0.5)
     limit = np.array(source.mosaic.geobox.shape) - size
-    return np.clip(np.round(centre - size / 2).astype(np.int64), 0, limit)
+    return np.asarray(np.clip(np.round(centre - size / 2).astype(np.int64), 0, limit))

@@ -79,7 +79,9 @@ def grounds_of(sources: Sequence[ChipSource], block_m: float) -> list[Ground]:
     """
     by_crs: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
-        by_crs.setdefault(str(source.mosaic.geobox.crs), []).append(index)
+        crs = source.mosaic.geobox.crs
+        # mosaics without a place on Earth are each on ground of their own
+        by_crs.setdefault(f"none {index}" if crs is None else str(crs), []).append(index)
     found, first = [], 0
     for members in by_crs.values():
         one = sources[members[0]].mosaic
@@ -107,9 +109,10 @@ def grounds_of(sources: Sequence[ChipSource], block_m: float) -> list[Ground]:
 
 
 def _check_apart(found: Sequence[Ground], sources: Sequence[ChipSource]) -> None:
-    if len(found) < 2:
+    unplaced = sum(ground.crs is None for ground in found)
+    if len(found) < 2 or unplaced == len(found):
         return
-    if any(ground.crs is None for ground in found):
+    if unplaced:
         raise GridError("some mosaics have a CRS and some have none", what_to_do="put them into stores of their own")
     boxes = [shapely.box(*s.mosaic.geobox.geographic_extent.boundingbox) for s in sources]
     owner = {index: number for number, ground in enumerate(found) for index in ground.members}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 from affine import Affine
 from rasterio.features import rasterize
+from shapely.geometry.base import BaseGeometry
 
 from geoeco.errors import GridError, InputError
 
@@ -104,7 +104,7 @@ def overlapping_max(heights: Heights, y: Edges, x: Edges) -> Heights:
     return np.ascontiguousarray(_interval_max(np.ascontiguousarray(_interval_max(heights, y).T), x).T)
 
 
-def burnt(shapes: Sequence[tuple[shapely.Geometry, int]], size: int, affine: Affine) -> npt.NDArray[np.int32]:
+def burnt(shapes: Sequence[tuple[BaseGeometry, int]], size: int, affine: Affine) -> npt.NDArray[np.int32]:
     """Value of the last shape that each pixel's centre lies in; 0 where there is none.
 
     Parameters
@@ -163,7 +163,7 @@ def _on_grid[T: np.generic](
     resample: Callable[[npt.NDArray[T], Edges, Edges], npt.NDArray[T]],
 ) -> npt.NDArray[T]:
     """Pixels of a layer on another grid: read as they are where the grids are one, else resampled."""
-    edges = []
+    edges: list[Edges] = []
     same = True
     for origin, own_origin, step, own_step, count in (
         (affine.f, own.f, affine.e, own.e, shape[0]),
@@ -171,7 +171,7 @@ def _on_grid[T: np.generic](
     ):
         start, ratio = (origin - own_origin) / own_step, step / own_step
         same &= abs(start - round(start)) < _SAME_GRID and abs(ratio - 1) * count < _SAME_GRID
-        edges.append(start + ratio * np.arange(count + 1))
+        edges.append(np.asarray(start + ratio * np.arange(count + 1), dtype=np.float64))
     y, x = edges
     if same:
         top, left = round(y[0]), round(x[0])

@@ -185,19 +185,24 @@ def chip_side(sources: Sequence[ChipSource], design: ChipDesign) -> int:
             )
         return size
     return max(
-        int(spans(source.placed, design.buffer_m / source.mosaic.gsd_m)[1].max()) for source in sources if source.placed
+        int(spans(source.placed, design.buffer_m / source.mosaic.gsd_m)[1].max()) for source in _crowned(sources)
     )
+
+
+def _crowned(sources: Sequence[ChipSource]) -> list[ChipSource]:
+    """Sources with crowns on them; one that has none stands for all where there is none."""
+    return [s for s in sources if s.crowns is not None and len(s.crowns.ids)] or list(sources[:1])
 
 
 def largest_number(sources: MosaicSources, design: ChipDesign) -> int:
     """Upper bound of the chips that a plan may hold, without reading pixels."""
-    size = chip_side(sources.sources, design)
-    return sum(
-        design.count
-        if design.kind == "random"
-        else len((_grid if design.kind == "grid" else _crowns)(s, design, size).offsets)
-        for s in sources.sources
-    )
+    members = sources.sources
+    if design.kind == "random":
+        return design.count * len(members)
+    size = chip_side(members, design)
+    if design.kind == "crown":
+        return sum(len(_crowns(source, design, size).offsets) for source in _crowned(members))
+    return sum(len(_grid(source, design, size).offsets) for source in members)
 
 
 # --- the plan --------------------------------------------------------------------------------------------------------
@@ -238,6 +243,8 @@ def plan_chips(sources: MosaicSources, design: ChipDesign, *, threads: int = 2) 
     of_source = {index: ground for ground in grounds for index in ground.members}
     parts, notes = [], []
     for index, source in enumerate(members):
+        if design.kind == "crown" and source not in _crowned(members):
+            continue
         if design.kind == "random":
             found = _random(source, design, size, of_source[index], index)
         elif design.kind == "crown":
@@ -434,12 +441,15 @@ def _counts(
             str(row[1]) for row in classes if not pixels[train, row[0]] and pixels[others, row[0]].any()
         ]
     if (table["class_id"] >= 0).any():
-        crosstab = pd.crosstab(table["split"], table["class_id"])
+        known = table[table["class_id"] >= 0]
         told["crowns"] = {
-            SPLIT_NAMES[int(split)]: {
-                sources.crown_classes[int(k)]: int(n) for k, n in row.items() if int(k) >= 0 and n
+            SPLIT_NAMES[split]: {
+                name: int((part == number).sum())
+                for number, name in enumerate(sources.crown_classes)
+                if (part == number).any()
             }
-            for split, row in crosstab.iterrows()
+            for split in sorted(known["split"].unique())
+            for part in [known["class_id"].to_numpy()[known["split"].to_numpy() == split]]
         }
         trained = set(told["crowns"].get("train", {}))
         judged = {name for part in ("val", "test") for name in told["crowns"].get(part, {})}

@@ -53,6 +53,19 @@ class ChipSource:
     chm: Orthomosaic | None = None
     crowns: PlacedCrowns | None = None
 
+    @property
+    def placed(self) -> PlacedCrowns:
+        """The crowns.
+
+        Raises
+        ------
+        InputError
+            If there are none.
+        """
+        if self.crowns is None or not len(self.crowns.ids):
+            raise InputError("there are no crowns on the mosaic", where=self.name, what_to_do="give `crowns`")
+        return self.crowns
+
 
 @dataclass(frozen=True, eq=False)
 class MosaicSources:
@@ -168,6 +181,13 @@ def open_sources(
     described = [as_orthomosaic(one) for one in mosaics]
     if target_gsd is not None:
         described = [one.at(target_gsd) for one in described]
+    for one in described:
+        if math.isnan(one.gsd_m):
+            raise InputError(
+                "the mosaic has no ground sampling distance, so that metres mean nothing",
+                where=one.path,
+                what_to_do="give describe_orthomosaic its gsd_m",
+            )
     _check_alike(described)
     count = len(described)
     frames = _crowns_of(described, crowns, crown_class, crown_layer)

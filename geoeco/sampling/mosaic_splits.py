@@ -219,7 +219,7 @@ def share_seen(chips: gpd.GeoDataFrame, *, seen_in: str = "train", of: str = "te
 
 
 def _evaluated(chips: gpd.GeoDataFrame) -> Shapes:
-    footprints = chips.geometry.to_numpy().astype(object)
+    footprints: Shapes = chips.geometry.to_numpy().astype(object)
     if "ground" not in chips:
         return footprints
     ground = chips["ground"].to_numpy(dtype=object)
@@ -252,7 +252,7 @@ def assert_no_leak(chips: gpd.GeoDataFrame, *, guard_m: float = 0.0, metres_per_
     Parameters
     ----------
     chips : geopandas.GeoDataFrame
-        As of `share_seen`, in one projected CRS.
+        As of `share_seen`, in one projected CRS, or in none.
     guard_m : float
         Least distance asked for, metres.
     metres_per_unit : float
@@ -267,10 +267,10 @@ def assert_no_leak(chips: gpd.GeoDataFrame, *, guard_m: float = 0.0, metres_per_
     OutputError
         If ground is shared, or nearer than the guard; it says how much and by which chips.
     GridError
-        If the CRS is not projected.
+        If the CRS is in degrees.
     """
-    if chips.crs is None or not chips.crs.is_projected:
-        raise GridError("footprints need a projected CRS, so that distances mean something")
+    if chips.crs is not None and chips.crs.is_geographic:
+        raise GridError("distances in degrees mean nothing", what_to_do="give footprints in a projected CRS")
     evaluated = _evaluated(chips)
     footprints = chips.geometry.to_numpy().astype(object)
     split = chips["split"].to_numpy(dtype=object)

@@ -107,12 +107,13 @@ def create_uav_chips(
             attributes=dict(like[name].attrs),
             compressors=codec,
         )
-    for name, variable in chips.data_vars.items():
-        if str(name) in PIXELS:
+    for key, variable in chips.data_vars.items():
+        name = str(key)
+        if name in PIXELS:
             continue
         values = variable.to_numpy()
         array = group.create_array(
-            str(name),
+            name,
             shape=values.shape,
             chunks=values.shape,
             dtype=values.dtype,
@@ -242,7 +243,7 @@ def open_uav_chips(store: str, *, chunks: Any = None) -> xr.Dataset:
         If there is no finished store.
     """
     _found(store)
-    chips = xr.open_zarr(store, chunks=chunks, consolidated=False, mask_and_scale=False)
+    chips: xr.Dataset = xr.open_zarr(store, chunks=chunks, consolidated=False, mask_and_scale=False)
     chips = chips.assign_coords(band=[str(band) for band in chips.attrs["bands"]])
     chips.attrs.pop(_MARK)
     return chips

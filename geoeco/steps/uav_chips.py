@@ -305,7 +305,7 @@ def _parquet(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.assign(
         footprint=shapely.to_wkb(table["footprint"].to_numpy()),
-        ground=[None if shape is None else shapely.to_wkb(shape) for shape in table["ground"]],
+        ground=shapely.to_wkb(table["ground"].to_numpy(dtype=object)),
     ).to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()
 
@@ -314,9 +314,7 @@ def _read_plan(store: RunStore, folder: str) -> ChipPlan:
     about = store.read_json(f"{folder}/{PLAN}")
     table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{folder}/{TABLE}")))
     table["footprint"] = shapely.from_wkb(table["footprint"].to_numpy())
-    table["ground"] = pd.Series(
-        [None if body is None else shapely.from_wkb(body) for body in table["ground"]], dtype=object
-    )
+    table["ground"] = shapely.from_wkb(table["ground"].to_numpy(dtype=object))
     return ChipPlan(table, int(about["size"]), tuple(about["bands"]), about["attrs"], about["notes"])
 
 
