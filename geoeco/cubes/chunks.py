@@ -19,7 +19,7 @@ import numpy.typing as npt
 from numcodecs.blosc import Blosc
 from numcodecs.zstd import Zstd
 
-from geoeco.cubes.shards import Objects
+from geoeco.cubes.shards import Objects, damaged_shard
 from geoeco.errors import OutputError, ReadError
 
 __all__ = ["ChunkReader"]
@@ -78,14 +78,16 @@ class ChunkReader:
                 layout["chunk_key_encoding"]["name"],
                 layout["chunk_key_encoding"].get("configuration", {}).get("separator", "/"),
             )
-            self._codec = {"zstd": Zstd, "blosc": Blosc}.get(codecs[-1])
+            self._codec = {"zstd": Zstd, "blosc": Blosc}.get(codecs[1])
+            self._checksummed = codecs[2:] == ["crc32c"]
             self.shape = tuple(int(n) for n in layout["shape"])
             self.chunk = tuple(int(n) for n in inner["chunk_shape"])
             self.dtype = np.dtype(layout["data_type"]).newbyteorder("<")
             self.fill = int(layout["fill_value"])
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise OutputError(f"this is no sharded array: {type(error).__name__}: {error}", where=where) from error
-        known = ("sharding_indexed", ["bytes", codecs[-1]], ["bytes", "crc32c"], "end", "default", "/")
+        inner_codecs = ["bytes", codecs[1], *(["crc32c"] if self._checksummed else [])]
+        known = ("sharding_indexed", inner_codecs, ["bytes", "crc32c"], "end", "default", "/")
         if self._codec is None or found != known:
             raise OutputError(
                 f"the array is not laid out as geoeco writes it: {found}",
@@ -136,6 +138,10 @@ class ChunkReader:
         encoded = self._objects.part(key, offset, length)
         if encoded is None or len(encoded) != length:
             raise self._damaged(key, "a chunk lies beyond its end")
+        if self._checksummed:
+            encoded, checksum = encoded[:-4], encoded[-4:]
+            if checksum != struct.pack("<I", google_crc32c.value(encoded)):
+                raise self._damaged(key, "a chunk does not bear its checksum")
         try:
             assert self._codec is not None, "checked when it was opened"
             # a codec for each chunk: its state is not shared between threads
@@ -166,9 +172,4 @@ class ChunkReader:
         return self._indices[shard]
 
     def _damaged(self, key: str, what: str) -> ReadError:
-        return ReadError(
-            f"a shard is damaged: {what}",
-            where=f"{self._objects.root}/{key}",
-            what_to_do="make the store again: a run that is resumed makes the shards again that are damaged",
-            code="shard",
-        )
+        return damaged_shard(f"{self._objects.root}/{key}", what)

@@ -141,7 +141,7 @@ def _metadata(like: xr.Dataset, geobox: GeoBox, layout: dict[str, Any]) -> dict[
             shards=(*lead, shard, shard),
             dtype=_stored_dtype(variable),
             fill_value=_fill(variable),
-            compressors=ZstdCodec(level=3),
+            compressors=ZstdCodec(level=3, checksum=True),
             dimension_names=[str(d) for d in variable.dims],
             attributes={
                 **_plain(variable.attrs),

@@ -13,6 +13,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import struct
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +30,18 @@ from numcodecs.blosc import Blosc
 from numcodecs.zstd import Zstd
 
 from geoeco.catalog import fault
-from geoeco.errors import OutputError, TransientError
+from geoeco.errors import OutputError, ReadError, TransientError
 
-__all__ = ["Objects", "bitshuffled_lz4", "encode_shard", "write_shard", "zstd"]
+__all__ = [
+    "Objects",
+    "bitshuffled_lz4",
+    "checksummed",
+    "damaged_shard",
+    "encode_shard",
+    "intact_shards",
+    "write_shard",
+    "zstd",
+]
 
 #: Turns an inner chunk into bytes; called in threads.
 Encode = Callable[[npt.NDArray[Any]], bytes]
@@ -41,6 +51,8 @@ blosc.use_threads = False
 
 #: Offset and length of an inner chunk that holds nothing but fill.
 _EMPTY = struct.pack("<QQ", 2**64 - 1, 2**64 - 1)
+#: What zarr's codecs say of bytes that are not those that were written.
+_DAMAGE = re.compile(r"Zstd decompression error|blosc decompression|computed checksum do not match")
 
 
 @dataclass(frozen=True)
@@ -183,9 +195,9 @@ class Objects:
 
 
 def zstd(level: int) -> Encode:
-    """Compress inner chunks as zarr's ``ZstdCodec(level=level)`` does."""
+    """Compress inner chunks as zarr's ``ZstdCodec(level=level, checksum=True)`` does."""
     # a codec for each chunk: its state is not shared between threads
-    return lambda inner: bytes(Zstd(level=level).encode(inner))
+    return lambda inner: bytes(Zstd(level=level, checksum=True).encode(inner))
 
 
 def bitshuffled_lz4(level: int) -> Encode:
@@ -194,6 +206,52 @@ def bitshuffled_lz4(level: int) -> Encode:
     For 16-bit reflectance it is decoded twice as fast as zstd of level 1, and a tenth smaller.
     """
     return lambda inner: bytes(Blosc(cname="lz4", clevel=level, shuffle=Blosc.BITSHUFFLE).encode(inner))
+
+
+def checksummed(encode: Encode) -> Encode:
+    """Put a CRC-32C behind each inner chunk, as zarr's ``Crc32cCodec()`` after the codec of `encode` does.
+
+    LZ4 has no checksum of its own: most flipped bits give other pixels and no error.
+    """
+
+    def encoded(inner: npt.NDArray[Any]) -> bytes:
+        body = encode(inner)
+        return body + struct.pack("<I", google_crc32c.value(body))
+
+    return encoded
+
+
+def damaged_shard(where: str, what: str) -> ReadError:
+    """Make the error of a shard, or of the store that it lies in, whose bytes are not those that were written."""
+    return ReadError(
+        f"a shard is damaged: {what}",
+        where=where,
+        what_to_do="remove the file and resume the run that made it, which makes again what is missing; "
+        "or copy the store again from where it came",
+        code="shard",
+    )
+
+
+@contextmanager
+def intact_shards(store: str) -> Iterator[None]:
+    """Tell damage that zarr meets while a store is read.
+
+    Parameters
+    ----------
+    store : str
+        Folder or URL of the store, for the message.
+
+    Raises
+    ------
+    ReadError
+        In place of what zarr's codecs raise for bytes that are not those that were written.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if _DAMAGE.search(str(error)):
+            raise damaged_shard(store, str(error)) from error
+        raise
 
 
 def encode_shard(

@@ -236,7 +236,7 @@ def _template_objects(
         shards=(n, 1, shard, shard),
         dtype="<i2",
         fill_value=FILL,
-        compressors=ZstdCodec(level=_LEVEL),
+        compressors=ZstdCodec(level=_LEVEL, checksum=True),
         dimension_names=["time", "band", "y", "x"],
         attributes={
             "_FillValue": FILL,
@@ -254,7 +254,7 @@ def _template_objects(
         shards=(n, shard, shard),
         dtype="|u1",
         fill_value=0,
-        compressors=ZstdCodec(level=_LEVEL),
+        compressors=ZstdCodec(level=_LEVEL, checksum=True),
         dimension_names=["time", "y", "x"],
         attributes={**class_attributes(), "grid_mapping": "spatial_ref"},
     )

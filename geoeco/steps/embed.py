@@ -23,6 +23,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geoeco.cubes import create_rasters, open_cube, open_rasters, solar_days, write_rasters
+from geoeco.cubes.shards import intact_shards
 from geoeco.engine import (
     Output,
     PlanContext,
@@ -321,19 +322,21 @@ class EmbedVerb(RasterVerb):
     def _composites(self, settings: EmbedSettings, task: Task, context: TaskContext) -> TaskResult:
         from geoeco.mapping import season_composites
 
-        cube = open_cube(context.store.url(cube_store(task.payload["cube"])))
+        source = context.store.url(cube_store(task.payload["cube"]))
+        cube = open_cube(source)
         folder = _composite_store(context.folder)
         shard = shard_for(_block(context))
         y, x = _spans(task)
         digests, files, seen = [], [], 0
         for rows, cols in tiles(y, x, shard):
-            made = season_composites(
-                cube.isel(y=slice(*rows), x=slice(*cols)),
-                _periods(settings),
-                bands=task.payload["bands"],
-                method=settings.composite,
-                tile=SERIES,
-            )
+            with intact_shards(source):
+                made = season_composites(
+                    cube.isel(y=slice(*rows), x=slice(*cols)),
+                    _periods(settings),
+                    bands=task.payload["bands"],
+                    method=settings.composite,
+                    tile=SERIES,
+                )
             seen += int(np.isfinite(made.to_numpy()).all(axis=1).sum())
             digests.append(write_rasters(context.store.url(folder), made.to_dataset(), rows, cols))
             files.append(f"{folder}/reflectance/c/0/0/{rows[0] // shard}/{cols[0] // shard}")
@@ -350,9 +353,10 @@ class EmbedVerb(RasterVerb):
         url = bundle_url(settings.bundle, context)
         embedder = _embedder(settings, task, context, _bundle(url, settings.device))
         names = [name for name, _, _ in task.payload["places"]]
-        sample = embedder.sample(settings.sample, context.seed)
         cells = np.array([cell for _, *cell in task.payload["places"]], np.int64)
-        places = embedder.at(cells) if names else None
+        with intact_shards(context.store.url(_composite_store(context.folder))):
+            sample = embedder.sample(settings.sample, context.seed)
+            places = embedder.at(cells) if names else None
         for name, features in zip(names, () if places is None else places, strict=True):
             if not np.isfinite(features).all():
                 raise InputError(
@@ -400,12 +404,14 @@ class EmbedVerb(RasterVerb):
         fit = f"{context.folder}/{FIT}"
         reduction = Reduction.from_bytes(context.store.read_bytes(fit), fit)
         target = self.store_name(context.folder)
+        composites = context.store.url(_composite_store(context.folder))
         shard = int(task.payload["shard"])
         rows, cols = ((first // settings.stride, math.ceil(last / settings.stride)) for first, last in _spans(task))
         digests, files = [], []
         cells, embedded, clipped, values = 0, 0, 0, 0
         for y, x in tiles(rows, cols, shard):
-            made = embedder.block(y, x, reduction.derive)
+            with intact_shards(composites):
+                made = embedder.block(y, x, reduction.derive)
             known = np.isfinite(made["embedding"]).all(axis=0)
             cells, embedded = cells + known.size, embedded + int(known.sum())
             clipped, values = clipped + int(made["clipped"].sum()), values + int(known.sum()) * len(made["embedding"])

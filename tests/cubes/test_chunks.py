@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from geoeco.cubes.chunks import ChunkReader
-from geoeco.cubes.shards import Objects
+from geoeco.cubes.shards import Objects, bitshuffled_lz4, checksummed, intact_shards, zstd
 from geoeco.errors import OutputError, ReadError
 
 SHAPE, SHARD, CHUNK = (7, 2, 3, 5, 5), (4, 1, 3, 5, 5), (1, 1, 3, 5, 5)
@@ -31,7 +31,12 @@ def make(store: str, **options) -> np.ndarray:
 LZ4 = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
 
 
-@pytest.mark.parametrize(("kind", "codec"), [("local", ZstdCodec(level=1)), ("memory", ZstdCodec()), ("local", LZ4)])
+CHECKED = (LZ4, Crc32cCodec())
+
+
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("local", ZstdCodec(level=1)), ("memory", ZstdCodec()), ("local", LZ4), ("local", CHECKED)]
+)
 def test_every_chunk_is_what_zarr_wrote(tmp_path: Path, kind: str, codec):
     store = str(tmp_path / "store") if kind == "local" else f"memory://{tmp_path.name}/store"
     values = make(store, compressors=codec)
@@ -70,6 +75,40 @@ def test_a_damaged_index_a_cut_shard_and_a_damaged_chunk_are_read_errors(tmp_pat
     shard.write_bytes(b"\xff" * 20 + whole[20:])
     with pytest.raises(ReadError, match="damaged"):
         ChunkReader(str(tmp_path), "a").read((0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("codec", [CHECKED, ZstdCodec(level=1, checksum=True)], ids=["lz4", "zstd"])
+def test_a_flipped_bit_anywhere_in_a_chunk_is_seen_by_zarr_and_by_the_reader(tmp_path: Path, codec):
+    values = make(str(tmp_path), compressors=codec)
+    shard = tmp_path / "a" / "c" / "0" / "0" / "0" / "0" / "0"
+    whole = shard.read_bytes()
+    (length,) = np.frombuffer(whole[-4 - 16 * 4 :], "<u8", count=2)[1:]
+    reader = ChunkReader(str(tmp_path), "a")
+    np.testing.assert_array_equal(reader.read((0, 0, 0, 0, 0))[0, 0], values[0, 0])
+    array = zarr.open_group(str(tmp_path), mode="r")["a"]
+    # the first bytes of zstd say how it is packed, in part by bits that mean nothing
+    for place in range(6, int(length), 5):
+        shard.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(ReadError, match="a shard is damaged") as caught:
+            reader.read((0, 0, 0, 0, 0))
+        assert "resume the run" in caught.value.what_to_do
+        with pytest.raises(ReadError, match="a shard is damaged"), intact_shards(str(tmp_path)):
+            array[0, 0]
+
+
+def test_other_errors_are_not_called_damage():
+    with pytest.raises(ValueError, match="no such name"), intact_shards("store"):
+        raise ValueError("no such name")
+
+
+def test_chunks_are_encoded_as_zarr_encodes_them(tmp_path: Path):
+    for name, codec, encode in (
+        ("lz4", CHECKED, checksummed(bitshuffled_lz4(5))),
+        ("zstd", ZstdCodec(level=1, checksum=True), zstd(1)),
+    ):
+        values = make(str(tmp_path / name), compressors=codec)
+        stored = (tmp_path / name / "a" / "c" / "0" / "0" / "0" / "0" / "0").read_bytes()
+        assert encode(np.ascontiguousarray(values[0, 0])) in stored, name
 
 
 def test_arrays_of_another_layout_are_refused(tmp_path: Path):

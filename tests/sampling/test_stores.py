@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import xarray as xr
 import zarr
 
+from geoeco.cubes.chunks import ChunkReader
 from geoeco.errors import InputError, OutputError
 from geoeco.sampling import (
     assert_disjoint,
@@ -259,6 +261,40 @@ def test_a_template_is_written_once_and_never_over_another(tmp_path, world):
         write_chips(str(tmp_path / "none"), *world)
     with pytest.raises(OutputError):
         open_chips(str(tmp_path / "none"))
+
+
+def test_a_store_made_before_chips_bore_checksums_is_read_and_gone_on_with(tmp_path, world):
+    store, new = tmp_path / "old", tmp_path / "new"
+    chips_template(str(store), len(XY), size=SIZE, bands=BANDS, samples_per_shard=2)
+    for name in ("", "chips/", "scl/"):
+        path = store / f"chips.zarr/{name}zarr.json"
+        metadata = json.loads(path.read_text())
+        if name:
+            (sharding,) = metadata["codecs"]
+            assert sharding["configuration"]["codecs"].pop()["name"] == "crc32c"
+        else:
+            assert metadata["attributes"]["geoeco_chips"].pop("version") == 2
+        path.write_text(json.dumps(metadata))
+    before = tree(store)
+    fill(str(store), world)
+    fill(str(new), world)
+    assert before.items() <= tree(store).items()
+    xr.testing.assert_identical(open_chips(str(store)).load(), open_chips(str(new)).load())
+    samples = [ChunkReader(f"{path}/chips.zarr", "chips").read((3, 1, 0, 0, 0)) for path in (store, new)]
+    np.testing.assert_array_equal(*samples)
+    # each of 2 x 4 chips of a shard is longer by its checksum
+    sizes = [(path / "chips.zarr/chips/c/0/0/0/0/0").stat().st_size for path in (store, new)]
+    assert sizes[1] - sizes[0] == 2 * 4
+
+
+def test_a_store_of_a_newer_geoeco_says_so(tmp_path, world):
+    store = tmp_path / "store"
+    fill(str(store), world)
+    path = store / "chips.zarr/zarr.json"
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    for attempt in (open_chips, finish_chips):
+        with pytest.raises(OutputError, match="version 3"):
+            attempt(str(store))
 
 
 def test_an_unfinished_store_says_so(tmp_path, world):

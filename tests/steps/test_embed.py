@@ -21,7 +21,7 @@ from pyproj import Transformer
 from geoeco import mapping
 from geoeco.cubes import open_cube, open_rasters, template
 from geoeco.engine import PlanContext, RunContext, RunStore, TaskContext
-from geoeco.errors import GeoecoError, GridError, InputError
+from geoeco.errors import GeoecoError, GridError, InputError, ReadError
 from geoeco.models import create_backbone
 from geoeco.outputs import write_cog
 from geoeco.steps import Recipe
@@ -237,6 +237,23 @@ def test_a_task_done_again_gives_the_same(made: Map, folder: Path, tmp_path: Pat
     second = again.run(("blocks",))
     assert {name: result.digest for name, result in first.items()} == {n: r.digest for n, r in second.items()}
     assert all(again.store.size(out.path) == out.bytes for result in first.values() for out in result.outputs)
+
+
+@pytest.mark.parametrize(
+    ("stage", "variable"), [("composites", "cube/cube.zarr/reflectance"), ("fit", "embed/composites.zarr/reflectance")]
+)
+def test_a_flipped_byte_in_what_is_mapped_is_told(
+    made: Map, folder: Path, tmp_path: Path, stage: str, variable: str
+) -> None:
+    shutil.copytree(made.store.root, tmp_path / "run")
+    for shard in (tmp_path / "run" / variable / "c").rglob("*"):
+        if shard.is_file():
+            content = bytearray(shard.read_bytes())
+            content[len(content) // 3] ^= 16
+            shard.write_bytes(content)
+    with pytest.raises(ReadError, match="a shard is damaged") as caught:
+        Map(folder, tmp_path / "run").run((stage,))
+    assert variable.rpartition("/")[0] in caught.value.where
 
 
 def test_a_file_of_bytes_says_its_scale(made: Map, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import segmentation_models_pytorch as smp  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from torchgeo.datasets import NonGeoDataset  # noqa: E402
 
-from geoeco.errors import InputError, OutputError  # noqa: E402
+from geoeco.errors import InputError, OutputError, ReadError  # noqa: E402
 from geoeco.sampling import SEASONS, open_chips  # noqa: E402
 from geoeco.training import ChipDataset  # noqa: E402
 from tests.training.stores import pixels, store_of  # noqa: E402
@@ -171,3 +171,17 @@ def test_a_damaged_table_is_told(tmp_path):
     (tmp_path / "store" / "chips.parquet").write_bytes(b"nonsense")
     with pytest.raises(OutputError, match=r"chips\.parquet is damaged"):
         ChipDataset(store)
+
+
+def test_a_flipped_byte_of_a_chip_is_told_and_not_learned_from(tmp_path):
+    store = store_of(tmp_path / "store", pixels(2))
+    dataset = ChipDataset(store)
+    before = dataset[0]["image"]
+    (shard,) = (tmp_path / "store" / "chips.zarr" / "chips" / "c" / "0" / "1").rglob("0/0/0")
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(ReadError, match="a shard is damaged") as caught:
+        ChipDataset(store)[0]
+    assert str(shard) in caught.value.where
+    assert torch.equal(ChipDataset(store, seasons=["spring"])[0]["image"], before[:1])
