@@ -9,6 +9,10 @@ CLUSTER ?= local
 BASE := $(VENV)/.installed-base
 ALL := $(VENV)/.installed-all
 
+# Tests start many processes, and pip leaves packages uncompiled here: without bytecode each process would compile
+# torch and torchgeo anew, 10 to 20 seconds. An empty value is none.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-all experiments lint format docs bench clean
 
