@@ -23,8 +23,13 @@ __all__ = [
 ]
 
 _ITEM = "mlm.json"
-#: The other files of a bundle, by their assets in its item.
-_FILES = {"model": "model.safetensors", "sample": "sample.safetensors"}
+#: The other files of a bundle, by their assets in its item; and those that each bundle has.
+_FILES = {
+    "model": "model.safetensors",
+    "sample": "sample.safetensors",
+    "applicability": "applicability.safetensors",
+}
+_REQUIRED = frozenset({"model", "sample"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,11 @@ class PlannedModel:
         content = bundle_item(url)
         try:
             document = json.loads(content)
-            checksums = {name: str(document["assets"][key]["file:checksum"]) for key, name in _FILES.items()}
+            checksums = {
+                name: str(document["assets"][key]["file:checksum"])
+                for key, name in _FILES.items()
+                if key in document["assets"] or key in _REQUIRED
+            }
             properties = document["properties"]
             record = properties["geoeco:bundle"]
             model = cls(

@@ -7,6 +7,7 @@ the bundle: the architecture is a name of `geoeco.training.architectures`. Train
 
 A frozen encoder whose weights are published (by timm, under a name) is not part of the bundle: its name and the
 fingerprint of its weights are, and loading gets them from timm. All other weights are in the bundle.
+``applicability.safetensors`` is there where it is known how far the model may be trusted.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
+from geoeco.applicability import AreaOfApplicability
 from geoeco.cubes.shards import Objects
 from geoeco.errors import GeoecoError, InputError, OutputError
 from geoeco.models import DWFFNet
@@ -41,6 +43,7 @@ __all__ = ["ModelBundle", "Normalisation"]
 WEIGHTS = "model.safetensors"
 ITEM = "mlm.json"
 SAMPLE = "sample.safetensors"
+APPLICABILITY = "applicability.safetensors"
 
 #: What the tasks of bundles are called in the MLM extension; it has no word for embeddings but what they are good for.
 _MLM_TASKS = {
@@ -174,6 +177,8 @@ class ModelBundle:
         Both sides of the windows, and their origins, must be multiples of it.
     halo : int, optional
         How far a pixel sees, pixels; None where it sees its whole window, or that is not known.
+    applicability : AreaOfApplicability, optional
+        Of the network's features (``module.with_features``) of the training data.
 
     Raises
     ------
@@ -199,6 +204,7 @@ class ModelBundle:
     colours: tuple[str, ...] = ()
     stride: int = 1
     halo: int | None = None
+    applicability: AreaOfApplicability | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bands", tuple(self.bands))
@@ -379,6 +385,10 @@ class ModelBundle:
                 code="model",
             )
         files = {WEIGHTS: write_tensors(weights), SAMPLE: write_tensors({"input": given, "output": expected})}
+        if self.applicability is not None:
+            files[APPLICABILITY] = write_tensors(
+                {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in self.applicability.arrays().items()}
+            )
         # before a file of a bundle that is there is replaced
         item = self._item(files, weights, tuple(expected.shape[1:]))
         objects = Objects(where.rstrip("/"))
@@ -415,6 +425,7 @@ class ModelBundle:
         objects = Objects(where.rstrip("/"))
         document = _document(objects, where)
         record = _record(document, where)
+        domain = _applicability(objects, document, where)
         tensors = _tensors(objects, document, "model", WEIGHTS, where)
         with _fixed_random_state():
             try:
@@ -458,6 +469,7 @@ class ModelBundle:
                 colours=tuple(record.colours),
                 stride=record.stride,
                 halo=record.halo,
+                applicability=domain,
             )
         except InputError as error:
             raise InputError(f"{ITEM} does not describe a model: {error.what}", where=where, code="bundle") from error
@@ -602,10 +614,27 @@ class ModelBundle:
                     "model": _asset(WEIGHTS, files[WEIGHTS], ["mlm:model", "mlm:weights"])
                     | {"mlm:artifact_type": "safetensors"},
                     "sample": _asset(SAMPLE, files[SAMPLE], ["data"]),
+                    **(
+                        {"applicability": _asset(APPLICABILITY, files[APPLICABILITY], ["data"])}
+                        if APPLICABILITY in files
+                        else {}
+                    ),
                 },
             },
             indent=1,
         )
+
+
+def _applicability(objects: Objects, document: Mapping[str, Any], where: str) -> AreaOfApplicability | None:
+    if "applicability" not in document["files"]:
+        return None
+    tensors = _tensors(objects, document, "applicability", APPLICABILITY, where)
+    try:
+        return AreaOfApplicability.from_arrays({name: value.numpy() for name, value in tensors.items()})
+    except InputError as error:
+        raise InputError(
+            f"{APPLICABILITY} describes no area of applicability: {error.what}", where=where, code="bundle"
+        ) from error
 
 
 def _outside(module: nn.Module) -> str:
@@ -692,7 +721,8 @@ def _document(objects: Objects, where: str) -> dict[str, Any]:
     try:
         document = json.loads(body)
         assets = document["assets"]
-        files = {key: (str(assets[key]["file:checksum"]), int(assets[key]["file:size"])) for key in ("model", "sample")}
+        keys = ["model", "sample", *(["applicability"] if "applicability" in assets else [])]
+        files = {key: (str(assets[key]["file:checksum"]), int(assets[key]["file:size"])) for key in keys}
         record = document["properties"][_RECORD]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(

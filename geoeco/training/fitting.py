@@ -120,6 +120,8 @@ def fit(
         # the batches begin at the step of the checkpoint, which Lightning cannot know
         warnings.filterwarnings("ignore", message=r".*your dataloader is.not resumable.*")
         warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        # validation is a callback's
+        warnings.filterwarnings("ignore", message=r".*have no `val_dataloader`.*")
         # Lightning's own use of torch
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
         # a frozen encoder is meant to be

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 
 from torch import Tensor
@@ -16,7 +16,19 @@ from torchgeo.datasets import NonGeoDataset
 
 from geoeco.errors import InputError, TransientError
 
-__all__ = ["NonGeoDataset", "hub_meta", "hub_state"]
+if TYPE_CHECKING:
+    from torchgeo.tasks import SemanticSegmentation
+
+__all__ = ["NonGeoDataset", "SemanticSegmentation", "hub_meta", "hub_state"]
+
+
+def __getattr__(name: str) -> Any:
+    # torchgeo's tasks import all libraries of networks, seconds of them: only who trains one waits for that
+    if name != "SemanticSegmentation":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torchgeo.tasks import SemanticSegmentation
+
+    return SemanticSegmentation
 
 
 def _weights(name: str) -> Any:
