@@ -10,8 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from geoeco.training.architectures import build_network
     from geoeco.training.bundles import ModelBundle, Normalisation
     from geoeco.training.chip_dataset import ChipDataset
+    from geoeco.training.confusion import ConfusionMatrix
     from geoeco.training.contrast_losses import InfoNCE, SupCon
     from geoeco.training.crown_chips import CrownDataset, crown_table
     from geoeco.training.crown_embeddings import embed_crowns
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from geoeco.training.samplers import LocationBatches, location_weights
     from geoeco.training.scoring import scores
     from geoeco.training.season_contrast import SeasonContrast
+    from geoeco.training.segmentation import HabitatSegmentation
+    from geoeco.training.segmentation_chips import SegmentationDataset
+    from geoeco.training.segmentation_losses import SegmentationLoss
+    from geoeco.training.segmentation_training import train_segmentation
     from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
     from geoeco.training.supervised import train
     from geoeco.training.views import FourViews, MoCoViews, SeasonViews
@@ -40,12 +46,14 @@ __all__ = [
     "ChipDataModule",
     "ChipDataset",
     "ChipStatistics",
+    "ConfusionMatrix",
     "CrownDataset",
     "CrownPrediction",
     "ExpectedEncoder",
     "Fold",
     "FoldResult",
     "FourViews",
+    "HabitatSegmentation",
     "InfoNCE",
     "LoadedWeights",
     "LocationBatches",
@@ -58,9 +66,12 @@ __all__ = [
     "SeasonContrast",
     "SeasonPrediction",
     "SeasonViews",
+    "SegmentationDataset",
+    "SegmentationLoss",
     "SupCon",
     "Templates",
     "block_folds",
+    "build_network",
     "chip_statistics",
     "crown_table",
     "embed_chips",
@@ -86,6 +97,7 @@ __all__ = [
     "tnr_at_tpr",
     "train",
     "train_crowns",
+    "train_segmentation",
     "untrained",
 ]
 
@@ -93,12 +105,14 @@ _HOME = {
     "ChipDataModule": "geoeco.training.datamodule",
     "ChipDataset": "geoeco.training.chip_dataset",
     "ChipStatistics": "geoeco.training.statistics",
+    "ConfusionMatrix": "geoeco.training.confusion",
     "CrownDataset": "geoeco.training.crown_chips",
     "CrownPrediction": "geoeco.training.crown_learning",
     "ExpectedEncoder": "geoeco.training.expectations",
     "Fold": "geoeco.training.folds",
     "FoldResult": "geoeco.training.probes",
     "FourViews": "geoeco.training.views",
+    "HabitatSegmentation": "geoeco.training.segmentation",
     "InfoNCE": "geoeco.training.contrast_losses",
     "LoadedWeights": "geoeco.training.weights",
     "LocationBatches": "geoeco.training.samplers",
@@ -111,9 +125,12 @@ _HOME = {
     "SeasonContrast": "geoeco.training.season_contrast",
     "SeasonPrediction": "geoeco.training.prediction",
     "SeasonViews": "geoeco.training.views",
+    "SegmentationDataset": "geoeco.training.segmentation_chips",
+    "SegmentationLoss": "geoeco.training.segmentation_losses",
     "SupCon": "geoeco.training.contrast_losses",
     "Templates": "geoeco.training.weak_labels",
     "block_folds": "geoeco.training.folds",
+    "build_network": "geoeco.training.architectures",
     "chip_statistics": "geoeco.training.statistics",
     "crown_table": "geoeco.training.crown_chips",
     "embed_chips": "geoeco.training.embeddings",
@@ -139,6 +156,7 @@ _HOME = {
     "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",
     "train_crowns": "geoeco.training.crown_training",
+    "train_segmentation": "geoeco.training.segmentation_training",
     "untrained": "geoeco.training.evaluation",
 }
 
