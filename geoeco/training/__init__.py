@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from geoeco.training.architectures import build_network
     from geoeco.training.bundles import ModelBundle, Normalisation
     from geoeco.training.chip_dataset import ChipDataset
+    from geoeco.training.closeup_pairs import CrownPairs
     from geoeco.training.confusion import ConfusionMatrix
     from geoeco.training.contrast_losses import InfoNCE, SupCon
+    from geoeco.training.crown_alignment import CrownAlignment, align_crowns, gallery_scores
     from geoeco.training.crown_chips import CrownDataset, crown_table
     from geoeco.training.crown_embeddings import embed_crowns
     from geoeco.training.crown_learning import CrownPrediction
@@ -47,7 +49,9 @@ __all__ = [
     "ChipDataset",
     "ChipStatistics",
     "ConfusionMatrix",
+    "CrownAlignment",
     "CrownDataset",
+    "CrownPairs",
     "CrownPrediction",
     "ExpectedEncoder",
     "Fold",
@@ -70,6 +74,7 @@ __all__ = [
     "SegmentationLoss",
     "SupCon",
     "Templates",
+    "align_crowns",
     "block_folds",
     "build_network",
     "chip_statistics",
@@ -79,6 +84,7 @@ __all__ = [
     "evaluate",
     "expect_encoder",
     "frequency_bins",
+    "gallery_scores",
     "has_gpu",
     "hub_bundle",
     "knn_probe",
@@ -106,7 +112,9 @@ _HOME = {
     "ChipDataset": "geoeco.training.chip_dataset",
     "ChipStatistics": "geoeco.training.statistics",
     "ConfusionMatrix": "geoeco.training.confusion",
+    "CrownAlignment": "geoeco.training.crown_alignment",
     "CrownDataset": "geoeco.training.crown_chips",
+    "CrownPairs": "geoeco.training.closeup_pairs",
     "CrownPrediction": "geoeco.training.crown_learning",
     "ExpectedEncoder": "geoeco.training.expectations",
     "Fold": "geoeco.training.folds",
@@ -129,6 +137,7 @@ _HOME = {
     "SegmentationLoss": "geoeco.training.segmentation_losses",
     "SupCon": "geoeco.training.contrast_losses",
     "Templates": "geoeco.training.weak_labels",
+    "align_crowns": "geoeco.training.crown_alignment",
     "block_folds": "geoeco.training.folds",
     "build_network": "geoeco.training.architectures",
     "chip_statistics": "geoeco.training.statistics",
@@ -138,6 +147,7 @@ _HOME = {
     "evaluate": "geoeco.training.evaluation",
     "expect_encoder": "geoeco.training.expectations",
     "frequency_bins": "geoeco.training.crown_scores",
+    "gallery_scores": "geoeco.training.crown_alignment",
     "has_gpu": "geoeco.training.expectations",
     "hub_bundle": "geoeco.training.weights",
     "knn_probe": "geoeco.training.probes",

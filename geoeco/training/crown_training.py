@@ -80,7 +80,7 @@ class LabelledCrowns:
     def part(self, name: str) -> tuple[list[int], Tensor]:
         """Positions of the chips of one set, and their targets."""
         rows = self.table[self.table["split"] == name]
-        return [int(sample) for sample in rows["sample"]], torch.tensor(rows["target"].to_numpy(dtype=np.int64))
+        return [int(sample) for sample in rows["sample"]], torch.tensor(rows["target"].tolist(), dtype=torch.int64)
 
     @property
     def learned(self) -> npt.NDArray[np.int64]:
