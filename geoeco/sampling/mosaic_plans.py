@@ -35,6 +35,7 @@ from geoeco.sampling.mosaic_splits import (
     split_by_blocks,
 )
 from geoeco.sampling.mosaic_windows import EdgePolicy, check_overlap, grid_windows, pixels_across
+from geoeco.vectors import read_split_areas
 
 __all__ = ["ChipDesign", "chip_side", "footprints_of", "largest_number", "plan_chips"]
 
@@ -327,8 +328,6 @@ def _with_sets(
     if isinstance(split, BlockSplit):
         code = split_by_blocks(block, split.fractions, design.seed)
     elif isinstance(split, AreaSplit):
-        from geoeco.vectors import read_split_areas
-
         areas = [read_split_areas(split.areas, sources.sources[g.members[0]].mosaic.geobox) for g in grounds]
         for area, here in zip(areas, where, strict=True):
             code[here] = split_by_areas(point[here], area)

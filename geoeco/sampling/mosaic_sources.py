@@ -24,6 +24,7 @@ from geoeco.errors import GridError, InputError
 from geoeco.sampling.mosaic_crowns import PlacedCrowns, place_crowns
 from geoeco.sampling.mosaic_layers import IGNORE, check_layer
 from geoeco.sensors.orthomosaic import Orthomosaic, as_orthomosaic, describe_orthomosaic
+from geoeco.vectors import read_boxes, read_crowns
 
 __all__ = ["ChipSource", "ClassRow", "MosaicSources", "class_rows", "open_sources"]
 
@@ -259,8 +260,6 @@ def _crowns_of(
     """Crowns on each mosaic, in its CRS."""
     if crowns is None:
         return [None] * len(described)
-    from geoeco.vectors import read_boxes, read_crowns
-
     shared = not isinstance(crowns, list | tuple)
     found: list[gpd.GeoDataFrame | None] = []
     refused: GridError | None = None

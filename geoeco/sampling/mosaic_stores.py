@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
-from geoeco.cubes.shards import Objects, bitshuffled_lz4, encode_shard, write_shard
+from geoeco.cubes.shards import Objects, bitshuffled_lz4, checksummed, encode_shard, write_shard
 from geoeco.errors import InputError, OutputError
 from geoeco.sampling.images import in_threads
 from geoeco.sampling.mosaic_layers import IGNORE
@@ -90,7 +90,7 @@ def create_uav_chips(
             where=store,
             what_to_do="write elsewhere, or remove it first",
         )
-    codec = BloscCodec(cname="lz4", clevel=_LEVEL, shuffle="bitshuffle")
+    codecs = (BloscCodec(cname="lz4", clevel=_LEVEL, shuffle="bitshuffle"), Crc32cCodec())
     per_shard = int(layout["chips_per_shard"])
     for name in _pixels(like):
         if name in group:
@@ -105,7 +105,7 @@ def create_uav_chips(
             fill_value=PIXELS[name],
             dimension_names=[str(d) for d in like[name].dims],
             attributes=dict(like[name].attrs),
-            compressors=codec,
+            compressors=codecs,
         )
     for key, variable in chips.data_vars.items():
         name = str(key)
@@ -120,7 +120,7 @@ def create_uav_chips(
             fill_value=0,
             dimension_names=[str(d) for d in variable.dims],
             attributes=dict(variable.attrs),
-            compressors=codec,
+            compressors=codecs,
             overwrite=True,
         )
         array[...] = values
@@ -184,7 +184,7 @@ def write_uav_chips(store: str, chips: xr.Dataset, *, first: int = 0, threads: i
             where=store,
             what_to_do=f"it holds {layout['pixels']}",
         )
-    objects = Objects(store.rstrip("/"))
+    objects, encode = Objects(store.rstrip("/")), checksummed(bitshuffled_lz4(_LEVEL))
     digest, written, names = hashlib.sha256(), 0, []
 
     def run(work: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Any]:
@@ -194,7 +194,7 @@ def write_uav_chips(store: str, chips: xr.Dataset, *, first: int = 0, threads: i
         values = chips[name].to_numpy()
         for start in range(0, count, per_shard):
             shard = _padded(values[start : start + per_shard], per_shard, PIXELS[name])
-            parts, text = encode_shard(shard, (1, *shard.shape[1:]), PIXELS[name], bitshuffled_lz4(_LEVEL), run)
+            parts, text = encode_shard(shard, (1, *shard.shape[1:]), PIXELS[name], encode, run)
             key = f"{name}/c/{(first + start) // per_shard}/" + "/".join("0" for _ in shard.shape[1:])
             written += write_shard(objects, key, parts)
             digest.update(f"{name} {first + start} {text}".encode())

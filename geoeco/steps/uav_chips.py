@@ -12,7 +12,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import geopandas as gpd
 import numpy as np
@@ -46,10 +46,12 @@ from geoeco.sampling import (
     plan_chips,
     write_uav_chips,
 )
+from geoeco.sampling.mosaic_chips import CROWN_BAND
 from geoeco.sampling.mosaic_plans import chip_side
 from geoeco.steps.layers import digest_of, parts_of
+from geoeco.vectors import read_split_areas
 
-__all__ = ["MosaicSplitSettings", "UavChipsSettings", "UavChipsVerb"]
+__all__ = ["MosaicSplitSettings", "PlannedChips", "UavChipsSettings", "UavChipsVerb", "planned_chips"]
 
 #: Files of the step.
 TABLE, PLAN, STORE = "chips.parquet", "plan.json", "uav.zarr"
@@ -143,7 +145,7 @@ class UavChipsVerb(Verb):
         }
         if settings.split is not None and settings.split.areas is not None:
             areas = context.table(settings.split.areas)
-            facts["areas"] = [_frame_digest(_areas(areas, s.mosaic.geobox)) for s in sources.sources]
+            facts["areas"] = [_frame_digest(read_split_areas(areas, s.mosaic.geobox)) for s in sources.sources]
         return facts
 
     def plan(self, settings: UavChipsSettings, context: PlanContext) -> tuple[Stage, ...]:
@@ -197,6 +199,42 @@ class UavChipsVerb(Verb):
     def open(self, settings: UavChipsSettings, context: RunContext) -> Any:
         """Open the chips."""
         return open_uav_chips(context.store.url(f"{context.folder}/{STORE}"))
+
+
+class PlannedChips(NamedTuple):
+    """What is known of chips before they are cut.
+
+    Attributes
+    ----------
+    bands : tuple of str
+    size : int
+        Pixels along a side.
+    gsd_m : float
+    classes : tuple of (code, name, colour)
+        Of the labels; empty where there are none.
+    crown_classes : tuple of str
+    """
+
+    bands: tuple[str, ...]
+    size: int
+    gsd_m: float
+    classes: tuple[tuple[int, str, str], ...]
+    crown_classes: tuple[str, ...]
+
+
+def planned_chips(settings: UavChipsSettings, context: PlanContext) -> PlannedChips:
+    """What the chips of a step will be.
+
+    Raises
+    ------
+    InputError
+        As `geoeco.sampling.open_sources`.
+    """
+    sources = _sources(settings, context.table)
+    mosaic = sources.sources[0].mosaic
+    bands = (*mosaic.bands, CROWN_BAND) if settings.context == "mask" else tuple(mosaic.bands)
+    size = chip_side(sources.sources, _design(settings, context.table, context.recipe.seed))
+    return PlannedChips(bands, size, mosaic.gsd_m, tuple(sources.classes), tuple(sources.crown_classes))
 
 
 def _survey(settings: UavChipsSettings, sources: MosaicSources, design: ChipDesign, context: TaskContext) -> TaskResult:
@@ -284,12 +322,6 @@ def _pixel_bytes(settings: UavChipsSettings, sources: MosaicSources) -> int:
     bands = len(first.mosaic.bands) + (settings.context == "mask")
     beside = (first.labels is not None) + 4 * (first.chm is not None) + 4 * (settings.crowns is not None)
     return bands * np.dtype(first.mosaic.dtype).itemsize + 1 + beside
-
-
-def _areas(path: str, geobox: Any) -> gpd.GeoDataFrame:
-    from geoeco.vectors import read_split_areas
-
-    return read_split_areas(path, geobox)
 
 
 def _frame_digest(frame: gpd.GeoDataFrame) -> str:
