@@ -1,234 +1,35 @@
-"""Tables on the map: areas of interest and tables of points, read with their CRS checked and their geometry valid.
+"""Tables of points in longitude and latitude, read with their CRS checked.
 
-Not about grids (`geoeco.grid`) nor about what is sampled at the points (`geoeco.sampling`).
+Not about what is sampled at the points (`geoeco.sampling`).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from odc.geo.crs import CRS
-from odc.geo.geom import Geometry
 
-from geoeco.errors import GridError, InputError
-from geoeco.grid import as_crs, bbox_geometry
+from geoeco.errors import InputError
+from geoeco.grid import as_crs
+from geoeco.vectors.layers import agreed_crs, crs_name, frame_crs, read_layer
 
 if TYPE_CHECKING:
     import geopandas as gpd
     import pandas as pd
 
-__all__ = ["AreaSource", "PointSource", "area_of_interest", "points_table", "read_table"]
+__all__ = ["PointSource", "points_table", "read_table"]
 
-#: What `area_of_interest` reads.
-AreaSource = str | os.PathLike[str] | Sequence[float] | Mapping[str, Any] | Geometry
 #: What `points_table` reads: a path, a pandas DataFrame or a geopandas GeoDataFrame.
 PointSource = Any
 
 _LON_NAMES = ("lon", "longitude", "decimallongitude", "long", "lng", "x")
 _LAT_NAMES = ("lat", "latitude", "decimallatitude", "y")
 _VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb", ".kml", ".gml", ".zip")
-
-
-# --- areas -----------------------------------------------------------------------------------------------------------
-
-
-def area_of_interest(source: AreaSource, *, crs: str | int | CRS | None = None, layer: str | None = None) -> Geometry:
-    """Area of interest as one valid polygon (or multipolygon) with its CRS.
-
-    Parameters
-    ----------
-    source : bbox, GeoJSON mapping, path or Geometry
-        ``(west, south, east, north)`` in degrees (west > east crosses the antimeridian), or in the units of `crs`; a
-        GeoJSON geometry, Feature or FeatureCollection; a file that GDAL reads (GeoPackage, GeoJSON, Shapefile,
-        FlatGeobuf); or a geometry, which is only checked. All features are joined to one area.
-    crs : str, int or CRS, optional
-        CRS of a bbox or of a file that states none. GeoJSON is in longitude and latitude (RFC 7946) unless it says
-        otherwise. A CRS that contradicts the file's own is an error, not a reprojection.
-    layer : str, optional
-        Layer of a file with several.
-
-    Returns
-    -------
-    odc.geo.geom.Geometry
-        In the CRS of the source; self-intersections are repaired with a warning.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, unreadable, empty, or holds points or lines.
-    GridError
-        If there is no CRS, it contradicts, or the coordinates do not fit it.
-    """
-    if isinstance(source, Geometry):
-        if source.crs is None:
-            raise GridError("the area of interest has no CRS", what_to_do="give its CRS")
-        return _area(source.geom, source.crs, "the area of interest")
-    if isinstance(source, Mapping):
-        stated = _geojson_crs(source)
-        return _area(
-            _geojson_geometry(source), _agreed(stated or as_crs(4326), crs, stated is not None, "GeoJSON"), "GeoJSON"
-        )
-    if isinstance(source, str | os.PathLike):
-        return _area_from_file(Path(source), crs, layer)
-    values = [float(v) for v in source]
-    if len(values) != 4:
-        raise GridError(f"a bounding box has four values (west, south, east, north), not {len(values)}")
-    if crs is None or as_crs(crs).epsg == 4326:
-        return bbox_geometry((values[0], values[1], values[2], values[3]))
-    from shapely.geometry import box
-
-    if not (values[0] < values[2] and values[1] < values[3]):
-        raise GridError(f"bounding box {tuple(values)} holds no area", what_to_do="give left, bottom, right, top")
-    return _area(box(values[0], values[1], values[2], values[3]), as_crs(crs), "the bounding box")
-
-
-def _geojson_crs(record: Mapping[str, Any]) -> CRS | None:
-    """CRS that a GeoJSON states in the way of 2008 (``crs`` member)."""
-    stated = record.get("crs")
-    name = (stated or {}).get("properties", {}).get("name") if isinstance(stated, Mapping) else None
-    return None if name is None else as_crs(str(name))
-
-
-def _geojson_geometry(record: Mapping[str, Any]) -> Any:
-    import shapely
-    from shapely.geometry import shape
-
-    kind = record.get("type")
-    try:
-        if kind == "FeatureCollection":
-            geometries = [shape(f["geometry"]) for f in record["features"] if f.get("geometry")]
-            return shapely.union_all([g if g.is_valid else shapely.make_valid(g) for g in geometries])
-        return shape(dict(record["geometry"] if kind == "Feature" else record))
-    except Exception as error:
-        raise InputError(
-            f"this is not a GeoJSON geometry: {type(error).__name__}: {error}",
-            what_to_do="give a Polygon, MultiPolygon, Feature or FeatureCollection",
-        ) from error
-
-
-def _agreed(own: CRS | None, given: str | int | CRS | None, stated: bool, where: str) -> CRS:
-    """CRS of a source: its own, or the given one where it states none; an error if both differ."""
-    if given is None:
-        if own is None:
-            raise GridError("this layer states no CRS", where=where, what_to_do="give it by `crs`")
-        return own
-    wanted = as_crs(given)
-    if own is not None and stated and own != wanted:
-        raise GridError(
-            f"the layer is in {_name(own)}, not in {_name(wanted)}",
-            where=where,
-            what_to_do="leave `crs` out, or reproject the layer first",
-        )
-    return wanted
-
-
-def _name(crs: CRS) -> str:
-    return f"EPSG:{crs.epsg}" if crs.epsg else str(crs)[:60]
-
-
-def _area(geometry: Any, crs: CRS, where: str) -> Geometry:
-    """One valid polygon or multipolygon, checked against its CRS."""
-    import shapely
-    from shapely.geometry import mapping
-
-    if geometry is None or geometry.is_empty:
-        raise InputError("the area of interest is empty", where=where)
-    geometry = shapely.force_2d(geometry)
-    if not np.isfinite(shapely.get_coordinates(geometry)).all():
-        raise GridError("the area of interest has coordinates that are not finite", where=where)
-    if not geometry.is_valid:
-        reason = shapely.is_valid_reason(geometry)
-        warnings.warn(f"the area of interest was repaired ({where}: {reason})", stacklevel=3)
-        geometry = shapely.make_valid(geometry)
-    polygons = [part for part in shapely.get_parts(geometry) if part.geom_type in ("Polygon", "MultiPolygon")]
-    if not polygons or not any(part.area > 0 for part in polygons):
-        raise InputError(
-            f"an area of interest is a polygon, not a {geometry.geom_type}",
-            where=where,
-            what_to_do="draw a polygon, or buffer the points or lines",
-        )
-    joined = shapely.union_all(polygons)
-    _check_domain(joined.bounds, crs, where)
-    return Geometry(mapping(joined), crs)
-
-
-def _check_domain(bounds: Sequence[float], crs: CRS, where: str) -> None:
-    """Refuse coordinates that cannot be of this CRS: metres called degrees, or latitude before longitude."""
-    west, south, east, north = bounds
-    if not crs.geographic:
-        return
-    if south < -90 or north > 90 or west < -360 or east > 360:
-        degrees = max(abs(west), abs(east)) <= 360 and max(abs(south), abs(north)) <= 360
-        raise GridError(
-            f"coordinates {west:.6g} {south:.6g} {east:.6g} {north:.6g} are not degrees of longitude and latitude",
-            where=where,
-            what_to_do="write longitude before latitude" if degrees else "give the CRS they are in",
-        )
-
-
-def _area_from_file(path: Path, crs: str | int | CRS | None, layer: str | None) -> Geometry:
-    import shapely
-
-    frame = _read_vector(path, layer)
-    if frame.empty or frame.geometry.isna().all() or frame.geometry.is_empty.all():
-        raise InputError("this layer has no features", where=str(path))
-    own = _frame_crs(frame)
-    stated = own is not None and not _is_plain_geojson(path)
-    # repaired one by one, so that one bad polygon among many does not swallow the rest
-    shapes = [g for g in frame.geometry if g is not None and not g.is_empty]
-    broken = sum(not g.is_valid for g in shapes)
-    if broken:
-        warnings.warn(f"{broken} polygons of {path} were repaired", stacklevel=3)
-        shapes = [g if g.is_valid else shapely.make_valid(g) for g in shapes]
-    return _area(shapely.union_all(shapes), _agreed(own, crs, stated, str(path)), str(path))
-
-
-def _frame_crs(frame: gpd.GeoDataFrame) -> CRS | None:
-    """CRS of a layer, by its EPSG code where it has one; None for the placeholders that GeoPackage writes for none."""
-    if frame.crs is None or frame.crs.name.lower().startswith(("undefined", "unknown")):
-        return None
-    epsg = frame.crs.to_epsg()
-    return as_crs(epsg if epsg is not None else frame.crs.to_wkt())
-
-
-def _is_plain_geojson(path: Path) -> bool:
-    """Whether a file is GeoJSON that states no CRS, so that GDAL's longitude and latitude is a default."""
-    if path.suffix.lower() not in (".geojson", ".json"):
-        return False
-    try:
-        return _geojson_crs(json.loads(path.read_text(encoding="utf-8"))) is None
-    except (OSError, ValueError):
-        return False
-
-
-def _read_vector(path: Path, layer: str | None) -> gpd.GeoDataFrame:
-    import geopandas as gpd
-
-    if str(path).startswith("/vsi"):
-        raise InputError("GDAL virtual file systems are not read", where=str(path), what_to_do="give a plain file")
-    if not path.exists():
-        raise InputError("there is no such file", where=str(path), what_to_do="check the path")
-    try:
-        frame = gpd.read_file(path, layer=layer) if layer else gpd.read_file(path)
-    except Exception as error:
-        raise InputError(
-            f"this file cannot be read as a vector layer: {error}",
-            where=str(path),
-            what_to_do="give GeoPackage, GeoJSON or Shapefile",
-        ) from error
-    if not isinstance(frame, gpd.GeoDataFrame) or frame._geometry_column_name is None:
-        raise InputError("this layer has no geometry", where=str(path))
-    return frame
-
-
-# --- points ----------------------------------------------------------------------------------------------------------
 
 
 def points_table(
@@ -283,8 +84,8 @@ def points_table(
         raise InputError("the table has no rows", where=where)
     if isinstance(frame, gpd.GeoDataFrame) and frame._geometry_column_name is not None and lon is None and lat is None:
         x, y = _geometry_coordinates(frame, where)
-        own = _frame_crs(frame)
-        table_crs = _agreed(own, crs, own is not None, where)
+        own = frame_crs(frame)
+        table_crs = agreed_crs(own, crs, own is not None, where)
         data: pd.DataFrame = frame.drop(columns=frame.geometry.name)
     else:
         x = _coordinate(frame, lon, _LON_NAMES, "longitude", where)
@@ -358,7 +159,7 @@ def _bad_points(x: npt.NDArray[Any], y: npt.NDArray[Any], crs: CRS) -> dict[str,
     return {
         "coordinates are missing or not finite": missing,
         "coordinates are exactly (0, 0), which stands for unknown": null_island,
-        f"coordinates lie outside {_name(crs)}": outside,
+        f"coordinates lie outside {crs_name(crs)}": outside,
     }
 
 
@@ -434,7 +235,7 @@ def read_table(source: PointSource, *, layer: str | None = None) -> pd.DataFrame
     if {".parquet", ".geoparquet"} & set(suffixes):
         return _read_parquet(path)
     if suffixes and suffixes[-1] in _VECTOR_SUFFIXES:
-        layer_table: pd.DataFrame = _read_vector(path, layer)
+        layer_table: pd.DataFrame = read_layer(path, layer)
         return layer_table
     if {".csv", ".tsv", ".txt"} & set(suffixes):
         return _read_csv(path)
