@@ -50,7 +50,10 @@ def photos_of_crowns(pairs: pd.DataFrame) -> dict[int, tuple[str, ...]]:
         raise InputError(f"the photo {known.loc[twice, 'photo'].iloc[0]!r} is listed for two crowns")
     if not len(known):
         raise InputError("no photo shows a crown", code="no-locations")
-    return {int(crown): tuple(sorted(rows["photo"])) for crown, rows in known.groupby("crown_id")}
+    found: dict[int, list[str]] = {}
+    for crown, photo in zip(known["crown_id"].tolist(), known["photo"].tolist(), strict=True):
+        found.setdefault(int(crown), []).append(photo)
+    return {crown: tuple(sorted(photos)) for crown, photos in sorted(found.items())}
 
 
 def read_photos(folder: str | Path, photos: Sequence[str], size: int) -> npt.NDArray[np.uint8]:

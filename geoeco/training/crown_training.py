@@ -529,7 +529,7 @@ def _surest(learner: CrownPrediction, images: Tensor, batch: int) -> npt.NDArray
     device = learner.model.head.weight.device
     learner.eval()
     found = [
-        predicted(learner.model, learner.raw({"image": part.to(device)})[0]).max(axis=1) for part in images.split(batch)
+        predicted(learner.model, learner.raw({"image": part.to(device)})[0]).max(axis=1) for part in torch.split(images, batch)
     ]
     return np.concatenate(found)
 

@@ -132,7 +132,8 @@ def exposure_targets(labels: Tensor, kept: Tensor, classes: int) -> Tensor:
 
 def soft_cross_entropy(logits: Tensor, shares: Tensor) -> Tensor:
     """Cross-entropy ``()`` of logits ``(N, class)`` against shares ``(N, class)``, mean over N, nats."""
-    return -(shares * functional.log_softmax(logits.float(), dim=1)).sum(1).mean()
+    loss: Tensor = -(shares * functional.log_softmax(logits.float(), dim=1)).sum(1).mean()
+    return loss
 
 
 def tnr_at_tpr(inside: npt.ArrayLike, outside: npt.ArrayLike, tpr: float = 0.95) -> float:

@@ -69,7 +69,7 @@ def patch_grid(image: Floats, valid: Bools, patch: int) -> tuple[Floats, Floats]
     known = np.zeros((rows * patch, columns * patch), np.float32)
     known[:height, :width] = valid
     patches = whole.reshape(bands, rows, patch, columns, patch).transpose(1, 3, 0, 2, 4)
-    return np.ascontiguousarray(patches), known.reshape(rows, patch, columns, patch).mean(axis=(1, 3))
+    return np.ascontiguousarray(patches), known.reshape(rows, patch, columns, patch).mean(axis=(1, 3), dtype=np.float32)
 
 
 def patch_features(
@@ -199,8 +199,7 @@ class Templates:
         length = np.linalg.norm(features, axis=-1, keepdims=True)
         directions = np.divide(features, length, out=np.zeros_like(features), where=~(length == 0))
         unit = self.vectors / np.maximum(np.linalg.norm(self.vectors, axis=1, keepdims=True), np.float32(1e-12))
-        found: Floats = directions @ unit.T
-        return found
+        return np.asarray(directions @ unit.T, dtype=np.float32)
 
     def margin(self, features: Floats) -> Floats:
         """By how much the nearest class is more similar than background ``(...)``: max over c of s_c, minus s_b."""
