@@ -69,6 +69,7 @@ def validated_curve(
     *,
     title: str = "",
     score: str = "",
+    highest: bool = False,
 ) -> Path:
     """Draw the loss of each step beside the loss of the validation part, and below it a score of that part.
 
@@ -77,12 +78,14 @@ def validated_curve(
     steps : mapping of str to sequence of float
         ``step`` and ``loss``.
     validation : mapping of str to sequence of float
-        ``step``, ``loss`` and `score`, a value an epoch. The step of the lowest loss is marked.
+        ``step``, ``loss`` and `score`, a value an epoch.
     path : path-like
         ``.png``; replaced in one step. The same numbers give the same bytes.
     title : str
     score : str
         Name of the column of `validation` that is drawn below.
+    highest : bool
+        Which step is marked as the one whose weights are kept: that of the highest score, or of the lowest loss.
 
     Returns
     -------
@@ -108,7 +111,8 @@ def validated_curve(
     axes[0].plot(steps["step"], steps["loss"], linewidth=0.5, alpha=0.5, label="training")
     axes[0].plot(validation["step"], validation["loss"], marker=".", label="validation")
     axes[1].plot(validation["step"], validation[score], marker=".", color="C1", label="validation")
-    best = validation["step"][int(np.argmin(validation["loss"]))]
+    kept = int(np.argmax(validation[score]) if highest else np.argmin(validation["loss"]))
+    best = validation["step"][kept]
     for axis, label in zip(axes, ("loss", score), strict=True):
         axis.axvline(best, color="0.5", linewidth=0.8, linestyle="--", label="weights kept")
         axis.set_ylabel(label)

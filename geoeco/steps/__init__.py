@@ -13,6 +13,7 @@ from geoeco.steps.predict import PredictVerb
 from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.train import TrainVerb
+from geoeco.steps.train_segmentation import TrainSegmentationVerb
 from geoeco.steps.uav_chips import UavChipsVerb
 from geoeco.steps.windows import WindowsVerb
 
@@ -29,6 +30,7 @@ for _verb in (
     EmbedVerb,
     EvaluateVerb,
     TrainVerb,
+    TrainSegmentationVerb,
     PredictVerb,
     CogVerb,
 ):

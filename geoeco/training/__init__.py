@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from geoeco.training.datamodule import ChipDataModule
     from geoeco.training.embeddings import embed_chips, location_features
     from geoeco.training.evaluation import ProbeTask, evaluate, untrained
-    from geoeco.training.expectations import ExpectedEncoder, expect_encoder, has_gpu
+    from geoeco.training.expectations import (
+        ExpectedEncoder,
+        ExpectedSegmenter,
+        expect_encoder,
+        expect_segmenter,
+        has_gpu,
+    )
     from geoeco.training.folds import Fold, block_folds, random_folds
     from geoeco.training.outlier_exposure import OutlierMixing, tnr_at_tpr
     from geoeco.training.prediction import SeasonPrediction
@@ -54,6 +60,7 @@ __all__ = [
     "CrownPairs",
     "CrownPrediction",
     "ExpectedEncoder",
+    "ExpectedSegmenter",
     "Fold",
     "FoldResult",
     "FourViews",
@@ -83,6 +90,7 @@ __all__ = [
     "embed_crowns",
     "evaluate",
     "expect_encoder",
+    "expect_segmenter",
     "frequency_bins",
     "gallery_scores",
     "has_gpu",
@@ -117,6 +125,7 @@ _HOME = {
     "CrownPairs": "geoeco.training.closeup_pairs",
     "CrownPrediction": "geoeco.training.crown_learning",
     "ExpectedEncoder": "geoeco.training.expectations",
+    "ExpectedSegmenter": "geoeco.training.expectations",
     "Fold": "geoeco.training.folds",
     "FoldResult": "geoeco.training.probes",
     "FourViews": "geoeco.training.views",
@@ -146,6 +155,7 @@ _HOME = {
     "embed_crowns": "geoeco.training.crown_embeddings",
     "evaluate": "geoeco.training.evaluation",
     "expect_encoder": "geoeco.training.expectations",
+    "expect_segmenter": "geoeco.training.expectations",
     "frequency_bins": "geoeco.training.crown_scores",
     "gallery_scores": "geoeco.training.crown_alignment",
     "has_gpu": "geoeco.training.expectations",

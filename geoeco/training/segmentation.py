@@ -33,7 +33,7 @@ from geoeco.training.torchgeo_adapter import SemanticSegmentation
 __all__ = ["HabitatSegmentation", "PartScores", "PixelLoader", "SegmentationValidation"]
 
 
-class HabitatSegmentation(SemanticSegmentation):  # type: ignore[misc]
+class HabitatSegmentation(SemanticSegmentation):
     """Segmentation of labelled chips as a Lightning task: torchgeo's, with a network and a loss of one's own.
 
     Parameters
@@ -114,7 +114,7 @@ class HabitatSegmentation(SemanticSegmentation):  # type: ignore[misc]
             return {}
         return {f"model.encoder.{name}": value for name, value in self.model.encoder.state_dict().items()}
 
-    def state_dict(self, *arguments: Any, **named: Any) -> dict[str, Any]:
+    def state_dict(self, *arguments: Any, **named: Any) -> dict[str, Any]:  # type: ignore[override]
         """What is learned; a frozen encoder is not."""
         frozen = self._frozen()
         state: dict[str, Any] = super().state_dict(*arguments, **named)
@@ -144,7 +144,8 @@ class HabitatSegmentation(SemanticSegmentation):  # type: ignore[misc]
             image = recoloured(image, valid, self.colour)
         if self.flips:
             image, mask = mirrored(image, mask)
-        optimiser = self.optimizers()
+        optimiser: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
         optimiser.zero_grad()
         total = image.new_zeros(())
         for first in range(0, len(image), self.at_once):
@@ -154,7 +155,7 @@ class HabitatSegmentation(SemanticSegmentation):  # type: ignore[misc]
             self.manual_backward(loss * share)
             total += loss.detach() * share
         optimiser.step()
-        self.lr_schedulers().step()
+        scheduler.step()
         return {"loss": total}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

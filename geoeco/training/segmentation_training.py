@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -546,7 +547,10 @@ def _applicability(
         return None
     kept = np.isin(of_block, numbers[points >= 2])
     components = min(_COMPONENTS, table.shape[1])
-    return AreaOfApplicability(components).fit(table[kept], of_block[kept])
+    with warnings.catch_warnings():
+        # channels that a rectifier has silenced are nothing that anybody could change
+        warnings.filterwarnings("ignore", message=r".*do not vary in the training data.*")
+        return AreaOfApplicability(components).fit(table[kept], of_block[kept])
 
 
 def _origin(model: nn.Module, source: str) -> str:

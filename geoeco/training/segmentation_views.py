@@ -49,4 +49,5 @@ def recoloured(image: Tensor, valid: Tensor, strength: float) -> Tensor:
     ).clamp_min(1)
     changed = mean + (image * brightness - mean) * contrast
     grey = changed.mean(1, keepdim=True)
-    return ((grey + (changed - grey) * saturation).clamp_min(0.0)) * known
+    varied: Tensor = (grey + (changed - grey) * saturation).clamp_min(0.0) * known
+    return varied

@@ -1,0 +1,351 @@
+"""The verb ``train_segmentation``: a habitat network learned from labelled chips of an orthomosaic, as a model bundle.
+
+One task, which goes on from its last checkpoint. Settings and bookkeeping only; training is
+`geoeco.training.train_segmentation`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from geoeco.cubes.shards import Objects
+from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult
+from geoeco.errors import InputError
+from geoeco.outputs.confusion_charts import confusion_chart
+from geoeco.outputs.learning_curves import validated_curve
+from geoeco.sampling import open_uav_chips
+from geoeco.steps.bundles import ModelVerb, PlannedModel
+from geoeco.steps.layers import digest_of
+from geoeco.steps.training_files import (
+    BUNDLE_FILES,
+    GRADIENT_BYTES,
+    TRAINING_LIBRARIES_BYTES,
+    TrainingFiles,
+    outside_file,
+    read_columns,
+    sha256_of,
+)
+from geoeco.steps.uav_chips import STORE, PlannedChips, UavChipsSettings, planned_chips
+
+__all__ = ["TrainSegmentationSettings", "TrainSegmentationVerb"]
+
+#: Label of pixels that are not known.
+_IGNORE = 255
+#: Bytes that the losses and their gradients take for each class of a pixel that passes the network.
+_LOSS_BYTES = 160
+#: Bytes of a pixel of a chip of a batch for each of its bands, and beside them: stored, as values, recoloured, turned.
+_BAND_BYTES, _LABEL_BYTES = 24, 40
+#: What the fit of the area of applicability takes.
+_APPLICABILITY_BYTES = 384 * 2**20
+
+Argument = str | int | float | bool
+
+
+class TrainSegmentationSettings(StepSettings):
+    """Which network, from which chips, and how."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
+
+    verb: Literal["train_segmentation"] = "train_segmentation"
+    chips: str | None = Field(None, description="name of the uav_chips step; the nearest one before when not given")
+    store: RecipePath | None = Field(None, description="a finished store of chips with labels, in place of a step")
+    network: Literal["dwff", "smp", "conv_stack"] = Field(
+        "dwff", description="DWFF-Net; a network of segmentation-models-pytorch; a stack of convolutions"
+    )
+    arguments: dict[str, Argument] = Field(
+        default={},
+        description="of the network: backbone, fusion and taps; model and encoder; width, layers and kernel",
+    )
+    encoder_weights: RecipePath = Field(
+        "random", description="of DWFF-Net's frozen encoder: random, a name of timm's weights, or a .safetensors file"
+    )
+    normalisation: Literal["auto", "data", "sat493m"] = Field(
+        "auto", description="scaling of bands: of published encoder weights, else of the training chips"
+    )
+    size: int | None = Field(None, ge=8, le=8192, description="pixels along a side of windows; whole chips if null")
+    min_label: float = Field(0.05, gt=0, le=1, description="chips with a smaller share of labels are not used")
+    unscored: tuple[str, ...] | None = Field(
+        None, description="classes that are learned but left out of scores; background if null"
+    )
+    epochs: int | None = Field(None, ge=1, description="times through the chips; the network's own if null")
+    batch: int | None = Field(None, ge=1, description="chips a step; the network's own, at most all, if null")
+    at_once: int | None = Field(None, ge=1, description="chips that pass the network together")
+    lr: float | None = Field(None, gt=0, description="learning rate of AdamW; the network's own if null")
+    weight_decay: float | None = Field(None, ge=0, description="of AdamW; the network's own if null")
+    schedule: Literal["constant", "cosine", "step"] = Field("cosine", description="course of the rate over the epochs")
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a higher mean IoU of validation after which the training ends"
+    )
+    dice: float = Field(0.5, ge=0, description="share of the Dice loss")
+    focal: float = Field(0.5, ge=0, description="share of the focal loss, summed over classes")
+    cross_entropy: float = Field(0.0, ge=0, description="share of the cross-entropy")
+    entropy: float = Field(0.01, ge=0, description="reward for the entropy of the levels' weights (DWFF)")
+    class_weights: dict[str, float] | Literal["inverse-root"] | None = Field(
+        None, description="weights of classes in the loss, 1 for others; inverse-root: 1 / sqrt(share of pixels)"
+    )
+    flips: bool = Field(True, description="whether chips are mirrored and turned at random")
+    colour: float = Field(0.1, ge=0, lt=1, description="how far brightness, contrast and saturation vary")
+    boundary_tolerance_m: float = Field(0.3, ge=0, description="reach of the boundary F1, metres")
+    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
+    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.chips is not None and self.store is not None:
+            raise ValueError("give either chips (a step) or store (a folder)")
+        if self.network != "dwff" and self.encoder_weights != "random":
+            raise ValueError("encoder_weights are for dwff: other networks are learned whole, from random weights")
+        if not self.dice + self.focal + self.cross_entropy > 0:
+            raise ValueError("one of dice, focal and cross_entropy must be above 0")
+        taken = {"in_channels", "num_classes", "encoder_weights"} & set(self.arguments)
+        if taken:
+            raise ValueError(f"{min(taken)} is no argument: the chips or another setting say it")
+        return self
+
+    @property
+    def weights_file(self) -> bool:
+        """Whether the weights of the encoder come from a file."""
+        return self.encoder_weights.endswith(".safetensors")
+
+
+class TrainSegmentationVerb(ModelVerb):
+    """Train a habitat network."""
+
+    name: ClassVar[str] = "train_segmentation"
+    Settings = TrainSegmentationSettings
+    uses_seed: ClassVar[bool] = True
+
+    def fingerprint(self, settings: TrainSegmentationSettings, context: PlanContext) -> Mapping[str, Any]:
+        """Digests of chips and of weights that are not made in this run."""
+        facts: dict[str, Any] = {}
+        if settings.weights_file:
+            facts["encoder_weights"] = sha256_of(outside_file(context.path(settings.encoder_weights)))
+        if settings.store is not None:
+            facts["store"] = sha256_of(Objects(context.path(settings.store).rstrip("/")).get("zarr.json"))
+        return facts
+
+    def plan(self, settings: TrainSegmentationSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """One task, after the chips."""
+        chips = _chips(settings, context)
+        where = f"step {settings.step}"
+        _check_classes(chips, where)
+        expected = _expected(settings, chips)
+        side = settings.size or chips.size
+        if side > chips.size or side % expected.stride:
+            raise InputError(
+                f"windows of {side} pixels do not fit: the chips have {chips.size}, "
+                f"the network takes multiples of {expected.stride}",
+                where=where,
+                what_to_do=f"give size: {min(side, chips.size) // expected.stride * expected.stride}"
+                if min(side, chips.size) >= expected.stride
+                else "make larger chips",
+                code="stride",
+            )
+        payload: dict[str, Any] = {}
+        depends: list[str] = []
+        if settings.store is not None:
+            payload["store"] = context.path(settings.store)
+        else:
+            step = context.step(settings.chips, verb="uav_chips")
+            payload["chips"] = step.name
+            depends += [task.id for task in step.tasks]
+        if settings.weights_file:
+            payload["encoder_weights"] = context.path(settings.encoder_weights)
+        trained = expected.weight_bytes - expected.frozen_bytes
+        task = Task(
+            f"{settings.step}/training/all",
+            payload=payload,
+            depends=tuple(depends),
+            memory_bytes=_memory(settings, chips, side, trained, expected.frozen_bytes),
+            # two checkpoints with the moments and the best weights, and the bundle
+            bytes_out=8 * trained + trained + expected.frozen_bytes,
+        )
+        return (Stage("training", (task,), needs_all=False),)
+
+    def model(self, settings: TrainSegmentationSettings, context: PlanContext) -> PlannedModel:
+        """What the bundle will be."""
+        chips = _chips(settings, context)
+        _check_classes(chips, f"step {settings.step}")
+        expected = _expected(settings, chips)
+        colours = tuple(colour for _, _, colour in chips.classes)
+        return PlannedModel(
+            name=settings.step,
+            bands=chips.bands,
+            units="1",
+            resolution=chips.gsd_m,
+            size=settings.size or chips.size,
+            task="segmentation",
+            features=len(chips.classes),
+            weight_bytes=expected.weight_bytes,
+            classes=tuple(name for _, name, _ in chips.classes),
+            codes=tuple(code for code, _, _ in chips.classes),
+            colours=colours if all(colours) else (),
+            stride=expected.stride,
+            halo=expected.radius,
+        )
+
+    def run(self, settings: TrainSegmentationSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Train, or go on with a training, and put bundle, curves, scores and checkpoints into the step's folder."""
+        from geoeco.training import train_segmentation
+
+        root = TrainingFiles(context)
+        root.fetch()
+        bundle = train_segmentation(
+            task.payload.get("store") or context.store.url(f"{task.payload['chips']}/{STORE}"),
+            root.path,
+            network=settings.network,
+            arguments=settings.arguments,
+            encoder_weights=task.payload.get("encoder_weights") or settings.encoder_weights,
+            normalisation=settings.normalisation,
+            size=settings.size,
+            min_label=settings.min_label,
+            unscored=settings.unscored,
+            epochs=settings.epochs,
+            batch=settings.batch,
+            at_once=settings.at_once,
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            schedule=settings.schedule,
+            patience=settings.patience,
+            dice=settings.dice,
+            focal=settings.focal,
+            cross_entropy=settings.cross_entropy,
+            entropy=settings.entropy,
+            class_weights=settings.class_weights,
+            flips=settings.flips,
+            colour=settings.colour,
+            boundary_tolerance_m=settings.boundary_tolerance_m,
+            seed=context.seed,
+            checkpoint_every=settings.checkpoint_every,
+            device=settings.device,
+            precision=settings.precision,
+            workers=settings.workers,
+            # the digests of the chips' pixels
+            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
+            name=context.folder,
+            saved=root.put_checkpoint,
+        )
+        title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
+        steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
+        validated_curve(steps, validation, root.path / "learning_curve.png", title=title, score="miou", highest=True)
+        last = json.loads((root.path / "evaluation_details.json").read_bytes())["results"][-1]
+        confusion_chart(
+            np.array(last["confusion"]),
+            bundle.classes,
+            root.path / "confusion.png",
+            title=f"{context.recipe.name}: {context.folder}, set {last['split']}",
+        )
+        files = [*BUNDLE_FILES, *([("applicability.safetensors", "data")] if bundle.applicability is not None else [])]
+        # the item last: it says that the others are there
+        files.sort(key=lambda file: file[0] == "mlm.json")
+        outputs = [root.put(f"bundle/{name}", kind) for name, kind in files]
+        outputs += [
+            root.put("logs/metrics.csv", "table"),
+            root.put("logs/validation.csv", "table"),
+            root.put("evaluation.json", "table"),
+            root.put("evaluation_details.json", "metadata"),
+            root.put("confusion.csv", "table"),
+            root.put("learning_curve.png", "quicklook", title=f"Learning curve of {context.folder}"),
+            root.put("confusion.png", "quicklook", title=f"Confusion matrix of {context.folder}"),
+        ]
+        stats = {name: bundle.notes[name] for name in ("chips", "epochs", "best_epoch", "encoder", "scores")}
+        return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
+
+    def open(self, settings: TrainSegmentationSettings, context: RunContext) -> Any:
+        """Load the bundle."""
+        from geoeco.training import ModelBundle
+
+        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
+
+
+def _chips(settings: TrainSegmentationSettings, context: PlanContext) -> PlannedChips:
+    """What the chips are or will be."""
+    if settings.store is None:
+        step = context.step(settings.chips, verb="uav_chips")
+        assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
+        if step.settings.labels is None or step.settings.split is None:
+            raise InputError(
+                f"the chips of the step {step.name!r} have no {'labels' if step.settings.labels is None else 'split'}",
+                where=f"step {settings.step}",
+                what_to_do="give the step labels and a split",
+                code="labels",
+            )
+        return planned_chips(step.settings, context)
+    url = context.path(settings.store)
+    chips = open_uav_chips(url)
+    if "label" not in chips:
+        raise InputError(
+            "the chips have no labels", where=url, what_to_do="make them with a raster of labels", code="labels"
+        )
+    names = [str(name) for name in chips.attrs["splits"]]
+    for part in ("train", "val"):
+        if names.index(part) not in chips["split"].values:
+            raise InputError(
+                f"the set {part!r} of the chips is empty",
+                where=url,
+                what_to_do="make the chips with a split that leaves chips in train and in val",
+                code="empty-split",
+            )
+    return PlannedChips(
+        tuple(str(band) for band in chips["band"].values),
+        int(chips.sizes["x"]),
+        float(chips.attrs["gsd_m"]),
+        tuple((int(row[0]), str(row[1]), str(row[2] or "")) for row in chips.attrs["classes"]),
+        tuple(str(name) for name in chips.attrs.get("crown_classes", ())),
+    )
+
+
+def _check_classes(chips: PlannedChips, where: str) -> None:
+    names = [name for code, name, _ in chips.classes if code != _IGNORE]
+    if len(names) < 2:
+        raise InputError(
+            f"the labels name {len(names)} classes: {', '.join(names) or 'none'}",
+            where=where,
+            what_to_do="give a raster of labels that names two classes or more (category names, or an attribute table)",
+            code="one-class",
+        )
+
+
+def _expected(settings: TrainSegmentationSettings, chips: PlannedChips) -> Any:
+    """What the network will be like.
+
+    Raises
+    ------
+    InputError
+        If it cannot be made, or the extra is not installed.
+    """
+    try:
+        from geoeco.training import expect_segmenter
+        from geoeco.training.segmentation_training import network_of
+    except ImportError as error:
+        raise InputError(
+            f"training needs packages that are not installed: {error}",
+            where=f"step {settings.step}",
+            what_to_do="pip install 'geoeco[ml]'",
+            code="extra",
+        ) from error
+    arguments = network_of(settings.network, settings.arguments, bands=len(chips.bands), classes=len(chips.classes))
+    return expect_segmenter(settings.network, arguments)
+
+
+def _memory(settings: TrainSegmentationSettings, chips: PlannedChips, side: int, trained: int, frozen: int) -> int:
+    """Upper bound of what a training holds in the memory of the machine, bytes, as if it ran on a CPU.
+
+    The network with gradient, two moments, the best weights and copies for checkpoint and bundle; a batch as stored,
+    as values and turned; what the forward pass keeps of the chips that pass it together, and the losses of each class.
+    """
+    from geoeco.training.segmentation_training import NETWORKS
+
+    usual = NETWORKS[settings.network]
+    batch, at_once = settings.batch or usual.batch, settings.at_once or usual.at_once
+    pixels = side * side
+    passing = min(at_once, batch) * pixels * (GRADIENT_BYTES + _LOSS_BYTES * len(chips.classes))
+    read = batch * pixels * (_BAND_BYTES * len(chips.bands) + _LABEL_BYTES)
+    return TRAINING_LIBRARIES_BYTES + _APPLICABILITY_BYTES + 8 * trained + 4 * frozen + passing + read
