@@ -24,22 +24,23 @@ _PIECE = 512
 
 
 def _pieces(source: ChipSource) -> list[tuple[int, int]]:
-    rows, cols = (int(n) for n in source.mosaic.geobox.shape)
+    rows, cols = source.mosaic.shape
     return [(top, left) for top in range(0, rows, _PIECE) for left in range(0, cols, _PIECE)]
 
 
 def _strata(source: ChipSource, piece: tuple[int, int], ground: Ground) -> npt.NDArray[np.int64]:
     """Stratum (block x 256 + class) of each pixel of a piece, -1 where invalid or without a label."""
-    _, valid = source.mosaic.read((piece[0], piece[0] + _PIECE), (piece[1], piece[1] + _PIECE))
+    side = min(_PIECE, max(source.mosaic.shape))
+    _, valid = source.mosaic.read((piece[0], piece[0] + side), (piece[1], piece[1] + side))
     code = np.zeros(valid.shape, dtype=np.uint8)
     if source.labels is not None:
-        code = chip_label(source, piece, _PIECE, 1, valid, None)
+        code = chip_label(source, piece, side, 1, valid, None)
         valid = code != IGNORE
     t = chip_affine(source.mosaic, piece)
-    middle = np.arange(_PIECE) + 0.5
+    middle = np.arange(side) + 0.5
     # the block of a pixel is that of its row and of its column
-    down = ground.numbers(np.asarray(shapely.points(np.full(_PIECE, t.c + t.a / 2), t.f + middle * t.e)))
-    along = ground.numbers(np.asarray(shapely.points(t.c + middle * t.a, np.full(_PIECE, t.f + t.e / 2))))
+    down = ground.numbers(np.asarray(shapely.points(np.full(side, t.c + t.a / 2), t.f + middle * t.e)))
+    along = ground.numbers(np.asarray(shapely.points(t.c + middle * t.a, np.full(side, t.f + t.e / 2))))
     column = (along - ground.first) % ground.shape[1]
     block = (down - (down - ground.first) % ground.shape[1])[:, None] + column[None, :]
     return np.where(valid, block.astype(np.int64) * 256 + code, -1)
@@ -70,7 +71,7 @@ def draw_windows(source: ChipSource, size: int, count: int, ground: Ground, *, s
     InputError
         If the mosaic is smaller than a chip, or holds nothing to draw from.
     """
-    shape = tuple(int(n) for n in source.mosaic.geobox.shape)
+    shape = source.mosaic.shape
     if count < 1:
         raise InputError(f"count={count}: give the number of random chips of each mosaic")
     if min(shape) < size:
@@ -96,11 +97,16 @@ def draw_windows(source: ChipSource, size: int, count: int, ground: Ground, *, s
     passed = dict.fromkeys(totals, 0)
     for piece in pieces:
         strata = _strata(source, piece, ground)
-        for stratum, wanted in picks.items():
-            here = np.argwhere(strata == stratum)
-            inside = wanted[(wanted >= passed[stratum]) & (wanted < passed[stratum] + len(here))] - passed[stratum]
-            passed[stratum] += len(here)
-            found += [(stratum, *(here[k] + piece)) for k in inside]
+        order = np.argsort(strata, axis=None, kind="stable")
+        present, first, number = np.unique(strata.reshape(-1)[order], return_index=True, return_counts=True)
+        for stratum, start, count_here in zip(present.tolist(), first, number, strict=True):
+            if stratum not in picks:
+                continue
+            wanted = picks[stratum] - passed[stratum]
+            here = order[start + wanted[(wanted >= 0) & (wanted < count_here)]]
+            passed[stratum] += int(count_here)
+            rows, columns = np.divmod(here, strata.shape[1])
+            found += [(stratum, piece[0] + row, piece[1] + column) for row, column in zip(rows, columns, strict=True)]
     pixels = np.array(sorted(found), dtype=np.int64)
     jitter = np.random.default_rng([*seed, 2**31]).integers(-(size // 2), size - size // 2, (len(pixels), 2))
     offsets = _placed(source, pixels, jitter, size, ground)
@@ -130,5 +136,5 @@ def _placed(
     low = np.stack([(top - t.f) / t.e, (left - t.c) / t.a], axis=1)
     high = np.stack([(bottom - t.f) / t.e, (right - t.c) / t.a], axis=1)
     centre = np.clip(pixels[:, 1:] + 0.5 + jitter, low + 0.5, high - 0.5)
-    limit = np.array(source.mosaic.geobox.shape) - size
+    limit = np.array(source.mosaic.shape) - size
     return np.asarray(np.clip(np.round(centre - size / 2).astype(np.int64), 0, limit))

@@ -235,7 +235,7 @@ def plan_chips(sources: MosaicSources, design: ChipDesign, *, threads: int = 2) 
     size = chip_side(members, design)
     chip_m = size * members[0].mosaic.gsd_m
     split = design.split
-    if isinstance(split, BlockSplit) and split.block_m < 2 * chip_m * (1 - 1e-6):
+    if isinstance(split, BlockSplit) and pixels_across(split.block_m, members[0].mosaic.gsd_m, up=True) < 2 * size:
         raise InputError(
             f"blocks of {split.block_m:g} m are too small for chips of {chip_m:.4g} m",
             what_to_do="take blocks of at least twice the side of a chip",

@@ -271,7 +271,7 @@ def _crowns_of(
         boxes = isinstance(table, str | os.PathLike) and str(table).lower().endswith((".xml", ".csv"))
         try:
             frame = (
-                read_boxes(table, one.geobox)
+                read_boxes(table, one.native)
                 if boxes
                 else read_crowns(table, one.geobox, layer=crown_layer, class_column=crown_class)
             )
