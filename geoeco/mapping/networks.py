@@ -142,10 +142,11 @@ class Member:
         fixed = self._fixed_levels(len(images))
         total: Tensor | None = None
         for view in self.views:
+            seen = _channels_last(_view(normal, view))
             with self._autocast():
-                logits = self.bundle.module(_channels_last(_view(normal, view)), **fixed)
-            found = self._softmax(logits, images)
-            total = _back(found, view) if total is None else total + _back(found, view)
+                logits = self.bundle.module(seen, **fixed)
+            found = _back(self._softmax(logits, seen), view)
+            total = found if total is None else total + found
         assert total is not None, "there is one view at least"
         return total if len(self.views) == 1 else total / len(self.views)
 
