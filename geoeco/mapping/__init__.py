@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from geoeco.mapping.clusters import Clusters, cluster
     from geoeco.mapping.coarse_maps import coarse_grid, coarse_map
     from geoeco.mapping.composites import Period, season_composites
+    from geoeco.mapping.crown_maps import classify_crowns
     from geoeco.mapping.devices import device_of
     from geoeco.mapping.embedding_maps import embed
     from geoeco.mapping.inputs import check_model, stored_bands
@@ -39,6 +40,7 @@ __all__ = [
     "check_model",
     "check_segmenters",
     "choose_tiling",
+    "classify_crowns",
     "cluster",
     "coarse_grid",
     "coarse_map",
@@ -64,6 +66,7 @@ _MODULES = {
     "check_model": "inputs",
     "check_segmenters": "map_layers",
     "choose_tiling": "tiling",
+    "classify_crowns": "crown_maps",
     "cluster": "clusters",
     "coarse_grid": "coarse_maps",
     "coarse_map": "coarse_maps",

@@ -64,6 +64,12 @@ class TrainingFiles:
             f"{self.folder}/{name}", len(content), hashlib.sha256(content).hexdigest(), kind=kind, title=title
         )
 
+    def put_bundle(self, *, applicability: bool) -> list[Output]:
+        """Bring the bundle into the run folder, its item last: the item says that the others are there."""
+        further = [("applicability.safetensors", "data")] if applicability else []
+        *files, item = BUNDLE_FILES
+        return [self.put(f"bundle/{name}", kind) for name, kind in (*files, *further, item)]
+
 
 def outside_file(path: str) -> bytes:
     """Content of a file outside the run folder, local or URL.
