@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import weakref
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -186,13 +187,18 @@ class _OpenFiles(threading.local):
     """Open files of one thread: a handle of GDAL is used by one thread of one process only."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self.process = os.getpid()
         self.files: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
+        # a thread that ends with the interpreter is too late to close them itself
+        weakref.finalize(threading.current_thread(), _close, self.files)
 
     def get(self, path: str) -> Any:
         if self.process != os.getpid():
             # a fork shares the position in the file with its parent
-            self.process, self.files = os.getpid(), OrderedDict()
+            self._begin()
         stat = Path(path).stat()
         key = (path, stat.st_mtime_ns, stat.st_size)
         if key in self.files:
@@ -203,6 +209,12 @@ class _OpenFiles(threading.local):
         while len(self.files) > _KEPT_OPEN:
             self.files.popitem(last=False)[1].close()
         return file
+
+
+def _close(files: OrderedDict[tuple[str, int, int], Any]) -> None:
+    """Close what a thread that has ended, or the interpreter at its end, leaves open."""
+    while files:
+        files.popitem()[1].close()
 
 
 _FILES = _OpenFiles()

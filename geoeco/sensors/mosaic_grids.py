@@ -47,7 +47,7 @@ def grid_of(file: Any, where: str, unplaced: bool, gsd_m: float | None) -> tuple
             what_to_do=f"gdalwarp -r bilinear -dstalpha -of COG {name} north_up.tif",
         )
     if crs.geographic:
-        centre = file.transform * (file.width / 2, file.height / 2)
+        centre = (transform.c + transform.a * file.width / 2, transform.f + transform.e * file.height / 2)
         advised = utm_crs(*centre).epsg if abs(centre[1]) <= 90 else "UTM"
         raise GridError(
             f"the mosaic is in degrees ({crs}): its pixels have no size in metres",
@@ -112,19 +112,12 @@ def geodesic_size(geobox: GeoBox, where: str) -> tuple[float, float]:
 
     rows, columns = (int(n) for n in geobox.shape)
     span_x, span_y = min(columns, 64), min(rows, 64)
-    row, column = rows / 2, columns / 2
-    ends = [
-        geobox.transform * point
-        for point in (
-            (column - span_x / 2, row),
-            (column + span_x / 2, row),
-            (column, row - span_y / 2),
-            (column, row + span_y / 2),
-        )
-    ]
+    place = geobox.transform
+    across = place.c + place.a * (columns / 2 + np.array([-span_x / 2, span_x / 2, 0, 0]))
+    down = place.f + place.e * (rows / 2 + np.array([0, 0, -span_y / 2, span_y / 2]))
     to_degrees = Transformer.from_crs(str(geobox.crs), "EPSG:4326", always_xy=True)
-    lon, lat = to_degrees.transform([x for x, _ in ends], [y for _, y in ends])
-    if not np.isfinite([*lon, *lat]).all():
+    lon, lat = to_degrees.transform(across, down)
+    if not (np.isfinite(lon) & np.isfinite(lat)).all():
         raise GridError("the mosaic lies outside of its CRS", where=where, what_to_do="check its CRS")
     lengths = Geod(ellps="WGS84").inv(lon[0::2], lat[0::2], lon[1::2], lat[1::2])[2]
     return float(lengths[0] / span_x), float(lengths[1] / span_y)

@@ -261,9 +261,11 @@ def _one_nan(value: float) -> float:
 
 
 def _whole(ratio: float, tolerance: float = _TOLERANCE) -> float:
-    """Nearest whole number where a ratio is that up to the tolerance, else the ratio."""
+    """Nearest whole number, or one over a whole number, where a ratio is that up to the tolerance; else the ratio."""
+    if ratio < 1:
+        return 1 / _whole(1 / ratio, tolerance)
     nearest = round(ratio)
-    return float(nearest) if nearest and abs(ratio - nearest) <= tolerance * nearest else ratio
+    return float(nearest) if abs(ratio - nearest) <= tolerance * nearest else ratio
 
 
 def _equals(band: npt.NDArray[Any], value: float) -> npt.NDArray[np.bool_]:
