@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from geoeco.training.folds import Fold, block_folds, random_folds
     from geoeco.training.outlier_exposure import OutlierMixing, tnr_at_tpr
+    from geoeco.training.photo_points import PhotoPoints, soft_label_loss
     from geoeco.training.prediction import SeasonPrediction
     from geoeco.training.pretraining import pretrain
     from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
@@ -72,6 +73,7 @@ __all__ = [
     "ModelBundle",
     "Normalisation",
     "OutlierMixing",
+    "PhotoPoints",
     "ProbeResult",
     "ProbeTask",
     "SeasonContrast",
@@ -108,6 +110,7 @@ __all__ = [
     "rarity_scores",
     "scores",
     "seco_eco_normalisation",
+    "soft_label_loss",
     "tnr_at_tpr",
     "train",
     "train_crowns",
@@ -137,6 +140,7 @@ _HOME = {
     "ModelBundle": "geoeco.training.bundles",
     "Normalisation": "geoeco.training.bundles",
     "OutlierMixing": "geoeco.training.outlier_exposure",
+    "PhotoPoints": "geoeco.training.photo_points",
     "ProbeResult": "geoeco.training.probes",
     "ProbeTask": "geoeco.training.evaluation",
     "SeasonContrast": "geoeco.training.season_contrast",
@@ -173,6 +177,7 @@ _HOME = {
     "rarity_scores": "geoeco.training.crown_scores",
     "scores": "geoeco.training.scoring",
     "seco_eco_normalisation": "geoeco.training.statistics",
+    "soft_label_loss": "geoeco.training.photo_points",
     "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",
     "train_crowns": "geoeco.training.crown_training",
