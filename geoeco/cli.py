@@ -459,6 +459,20 @@ def demo_chips(
     out_console.print(str(world), soft_wrap=True, markup=False)
 
 
+@demo_app.command("uav")
+def demo_uav(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New folder for the world.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")] = 42,
+    size: Annotated[int, typer.Option("--size", min=128, help="Edge in pixels.")] = 2048,
+    gsd: Annotated[float, typer.Option("--gsd", min=0.02, max=0.5, help="Metres of a pixel.")] = 0.1,
+) -> None:
+    """Write farmland as a drone sees it: orthomosaic, heights, crowns, close-ups, labels and the truth."""
+    from geoeco.simulate import write_uav_world
+
+    world = write_uav_world(folder, seed=seed, size=size, gsd=gsd)
+    out_console.print(str(world), soft_wrap=True, markup=False)
+
+
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check this machine: packages, GDAL drivers, PROJ data, optional extras, temporary folder, memory."""

@@ -7,7 +7,6 @@ chips by their own phenology and by the calendar. No scenes are written: `geoeco
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from geoeco.sampling import (
     season_windows,
     store_chips,
 )
+from geoeco.simulate.files import MARKER, holds_world, marker_text
 from geoeco.simulate.growth import BANDS, GROWTH_FORMS, Places, draw_locations, sun_elevation
 
 __all__ = ["CHIP_BANDS", "ChipWorld", "ChipWorldSettings", "write_chip_world"]
@@ -419,11 +419,12 @@ def write_chip_world(
     """
     settings = ChipWorldSettings(seed, locations, size, tuple(bands), clouds, noise)
     folder = Path(directory)
-    if _is_whole(folder, settings):
+    # the labels come last
+    if holds_world(folder, _marker(settings)) and (folder / "labels.parquet").is_file():
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "world.json").write_text(_marker(settings), encoding="utf-8")
+        (folder / MARKER).write_text(marker_text(_marker(settings)), encoding="utf-8")
         _write(folder, ChipWorld(settings), progress)
     except OSError as error:
         raise OutputError(
@@ -434,25 +435,8 @@ def write_chip_world(
     return folder
 
 
-def _marker(settings: ChipWorldSettings) -> str:
-    content = {"geoeco": "simulated season chips", "version": WORLD_VERSION, "settings": asdict(settings)}
-    return json.dumps(content, indent=2) + "\n"
-
-
-def _is_whole(folder: Path, settings: ChipWorldSettings) -> bool:
-    """Whether the folder holds this very world; an error if it holds anything else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    marker = folder / "world.json"
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != _marker(settings):
-        raise OutputError(
-            "the folder is not empty and does not hold this simulated world",
-            where=str(folder),
-            what_to_do="choose a new folder, or delete this one if it is an old world",
-            code="output-exists",
-        )
-    # the labels come last
-    return (folder / "labels.parquet").is_file()
+def _marker(settings: ChipWorldSettings) -> dict[str, Any]:
+    return {"geoeco": "simulated season chips", "version": WORLD_VERSION, "settings": asdict(settings)}
 
 
 def _write(folder: Path, world: ChipWorld, progress: Callable[[int, int], None] | None) -> None:

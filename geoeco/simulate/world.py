@@ -6,8 +6,6 @@ order of threads. ``catalog.json`` is written last, so a world without it is a w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -17,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pystac
@@ -30,7 +28,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry.base import BaseGeometry
 
 from geoeco.errors import InputError, OutputError
-from geoeco.simulate.files import crs_of, write_cog
+from geoeco.simulate.files import MARKER, crs_of, holds_world, marker_text, write_cog
 from geoeco.simulate.landscape import Ground, Landscape, Tile, make_tiles
 from geoeco.simulate.products import (
     BANDS,
@@ -286,22 +284,14 @@ def write_s2_world(
         ) from error
 
 
-def _marker(settings: WorldSettings) -> str:
-    return json.dumps({"geoeco": "simulated Sentinel-2 world", "settings": settings.to_dict()}, indent=2) + "\n"
+def _marker(settings: WorldSettings) -> dict[str, Any]:
+    return {"geoeco": "simulated Sentinel-2 world", "settings": settings.to_dict()}
 
 
 def _is_whole(folder: Path, settings: WorldSettings) -> bool:
-    """Whether the folder holds this very world; an error if it holds anything else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    """Whether the folder holds this very world with all its files; an error if it holds anything else."""
+    if not holds_world(folder, _marker(settings)):
         return False
-    marker = folder / "world.json"
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != _marker(settings):
-        raise OutputError(
-            "the folder is not empty and does not hold this simulated world",
-            where=str(folder),
-            what_to_do="choose a new folder, or delete this one if it is an old world",
-            code="output-exists",
-        )
     catalog = folder / "catalog.json"
     if not catalog.is_file():
         return False
@@ -318,7 +308,7 @@ def _write(folder: Path, settings: WorldSettings, workers: int, progress: Callab
     for left_over in (COLLECTION, "truth"):  # of this very world, unfinished: its marker was checked
         shutil.rmtree(folder / left_over, ignore_errors=True)
     (folder / _DRAFT).unlink(missing_ok=True)
-    (folder / "world.json").write_text(_marker(settings), encoding="utf-8")
+    (folder / MARKER).write_text(marker_text(_marker(settings)), encoding="utf-8")
     world = S2World(settings)
     tasks = [(acquisition, tile) for acquisition in world.acquisitions for tile in world.tiles]
     _ = [view.uv10 for view in world.views]  # cached before threads share it
@@ -593,21 +583,3 @@ def _save(folder: Path, catalog: pystac.Catalog) -> Path:
     catalog.save_object(include_self_link=False, dest_href=str(draft))
     draft.replace(root)
     return root
-
-
-def world_digest(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 over the names and bytes of all files of a folder."""
-    folder, digest = Path(directory), hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def world_settings(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the settings that a world on disk was written with."""
-    marker = Path(directory) / "world.json"
-    if not marker.is_file():
-        raise InputError("the folder holds no simulated world", where=str(directory))
-    return cast(dict[str, Any], json.loads(marker.read_text(encoding="utf-8"))["settings"])
