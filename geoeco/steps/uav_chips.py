@@ -10,14 +10,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
+import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from geoeco.engine import (
@@ -32,12 +36,16 @@ from geoeco.engine import (
     TaskResult,
     Verb,
 )
+from geoeco.outputs.chip_sheets import chip_sheet, mosaic_picture
+from geoeco.outputs.outline_charts import outline_chart
+from geoeco.outputs.vectors import write_gpkg
 from geoeco.sampling import (
     AreaSplit,
     BlockSplit,
     ChipDesign,
     ChipPlan,
     MosaicSources,
+    chip_footprints,
     create_uav_chips,
     cut_chips,
     largest_number,
@@ -48,6 +56,9 @@ from geoeco.sampling import (
 )
 from geoeco.sampling.mosaic_chips import CROWN_BAND
 from geoeco.sampling.mosaic_plans import chip_side
+from geoeco.sampling.mosaic_sources import ChipSource
+from geoeco.sampling.mosaic_splits import SPLIT_NAMES
+from geoeco.sampling.mosaic_stores import PIXELS
 from geoeco.steps.layers import digest_of, parts_of
 from geoeco.vectors import read_split_areas
 
@@ -55,10 +66,19 @@ __all__ = ["MosaicSplitSettings", "PlannedChips", "UavChipsSettings", "UavChipsV
 
 #: Files of the step.
 TABLE, PLAN, STORE = "chips.parquet", "plan.json", "uav.zarr"
+CROWNS, OUTLINES = "crowns.parquet", "chips.gpkg"
+SHEET, OVERLAY = "contact_sheet.png", "overlay.png"
+#: Colours of the sets in pictures: blue, orange, red and grey.
+_SPLIT_COLOURS = {"train": "#3b7dd8", "val": "#f0a202", "test": "#d7263d", "none": "#9a9a9a"}
 #: What a task takes beside the pixels of its chips: libraries, GDAL's cache, tables.
 _BASE_BYTES = 192 * 2**20
+#: Mosaics that are drawn with their chips.
+_MOST_OVERLAYS = 4
 #: Threads that read and compress.
 _THREADS = 2
+
+#: Name of an object of the store that holds pixels, which other tasks write.
+_PIXEL_OBJECT = re.compile(rf"/{re.escape(STORE)}/({'|'.join(PIXELS)})/c/")
 
 Names = str | tuple[str, ...]
 
@@ -190,11 +210,20 @@ class UavChipsVerb(Verb):
     def finish(
         self, settings: UavChipsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
     ) -> Sequence[Output] | None:
-        """List the tables that the survey wrote."""
-        return [
-            _output(context.store, f"{context.folder}/{file}", kind)
-            for file, kind in ((TABLE, "table"), (PLAN, "metadata"))
+        """Write outlines and pictures; list the tables that the survey wrote."""
+        folder, store = context.folder, context.store
+        kinds = {TABLE: "table", CROWNS: "table", PLAN: "metadata"}
+        outputs = [
+            _output(store, f"{folder}/{file}", kind) for file, kind in kinds.items() if store.exists(f"{folder}/{file}")
         ]
+        chips = self.open(settings, context)
+        sources = _sources(settings, context.plan.table)
+        with tempfile.TemporaryDirectory() as scratch:
+            for file, kind, title, make in _extras(context, chips, sources):
+                body = make(Path(scratch) / file).read_bytes()
+                store.write_bytes(f"{folder}/{file}", body)
+                outputs.append(_output(store, f"{folder}/{file}", kind, title))
+        return outputs
 
     def open(self, settings: UavChipsSettings, context: RunContext) -> Any:
         """Open the chips."""
@@ -252,9 +281,13 @@ def _survey(settings: UavChipsSettings, sources: MosaicSources, design: ChipDesi
     )
     context.store.write_bytes(f"{context.folder}/{TABLE}", table)
     context.store.write_json(f"{context.folder}/{PLAN}", about)
+    crowns = _crowns_table(sources, plan)
+    if crowns is not None:
+        context.store.write_bytes(f"{context.folder}/{CROWNS}", crowns)
+    template = [name for name in context.store.sizes(f"{context.folder}/{STORE}") if not _PIXEL_OBJECT.search(name)]
     return TaskResult(
-        digest=digest_of([hashlib.sha256(table).hexdigest(), json.dumps(about, sort_keys=True)]),
-        outputs=parts_of(context.store, [f"{context.folder}/{TABLE}", f"{context.folder}/{PLAN}"]),
+        digest=digest_of([hashlib.sha256(body).hexdigest() for body in (table, crowns or b"")] + [json.dumps(about)]),
+        outputs=parts_of(context.store, [*(f"{context.folder}/{f}" for f in (TABLE, PLAN, CROWNS)), *template]),
         stats={"chips": len(plan.table), "splits": plan.notes["splits"], "warnings": plan.notes["warnings"]},
     )
 
@@ -273,6 +306,66 @@ def _cut(sources: MosaicSources, task: Task, context: TaskContext) -> TaskResult
         outputs=parts_of(context.store, [f"{context.folder}/{STORE}/{name}" for name in record["objects"]]),
         stats={"chips": count, "bytes": record["bytes"]},
     )
+
+
+def _crowns_table(sources: MosaicSources, plan: ChipPlan) -> bytes | None:
+    """Crowns that lie on the mosaics, with the set and the block of their chip where they have one of their own."""
+    frames = [
+        frame.assign(source=source.name)
+        for source, frame in zip(sources.sources, sources.crowns, strict=True)
+        if frame is not None and len(frame)
+    ]
+    if not frames or any(frame.crs is None for frame in frames):
+        return None
+    crs = frames[0].crs if len({frame.crs.to_wkt() for frame in frames}) == 1 else "EPSG:4326"
+    crowns = pd.concat([frame.to_crs(crs) for frame in frames], ignore_index=True)
+    # a tree that several mosaics show is one row
+    crowns = gpd.GeoDataFrame(crowns.drop_duplicates("crown_id"), crs=crs).reset_index(drop=True)
+    number = {name: index for index, name in enumerate(sources.crown_classes)}
+    crowns["class_id"] = np.array([number.get(str(name), -1) for name in crowns["class_name"]], dtype=np.int16)
+    if plan.attrs["kind"] == "crown":
+        own = plan.table.drop_duplicates("crown_id").set_index("crown_id")
+        split = own["split"].reindex(crowns["crown_id"]).fillna(SPLIT_NAMES.index("none")).to_numpy(dtype=np.int64)
+        crowns["split"] = np.array(SPLIT_NAMES, dtype=object)[split]
+        crowns["block"] = own["block"].reindex(crowns["crown_id"]).fillna(-1).to_numpy(dtype=np.int32)
+    crowns.attrs = {}
+    buffer = io.BytesIO()
+    crowns.to_parquet(buffer, index=False, compression="zstd", schema_version="1.1.0")
+    return buffer.getvalue()
+
+
+def _extras(
+    context: RunContext, chips: xr.Dataset, sources: MosaicSources
+) -> Iterator[tuple[str, str, str, Callable[[Path], Path]]]:
+    """Name, kind, title and maker of each file beside the store."""
+    title = f"Chips of {context.recipe.name}, {context.folder}"
+    yield SHEET, "quicklook", title, lambda path: chip_sheet(chips, path)
+    if not all(chips.attrs["source_crs_wkt"]):
+        return
+    outlines = chip_footprints(chips)
+    yield OUTLINES, "table", "", lambda path: Path(write_gpkg(outlines, path, layer="chips").path)
+    for number, source in enumerate(sources.sources[:_MOST_OVERLAYS]):
+        name = OVERLAY if len(sources.sources) == 1 else f"overlay_{number}.png"
+        yield name, "quicklook", f"{title}, on {source.name}", _overlay(chips, outlines, source, number)
+
+
+def _overlay(chips: xr.Dataset, outlines: gpd.GeoDataFrame, source: ChipSource, number: int) -> Callable[[Path], Path]:
+    """Outlines of a mosaic's chips, in the colours of their sets, and of its crowns."""
+    here = np.flatnonzero(chips["source"].to_numpy() == number)
+    own = outlines.iloc[here].to_crs(source.mosaic.geobox.crs.proj)
+    frame = own[["split", "geometry"]].sort_values("split", ascending=False, kind="stable")
+    if source.crowns is not None:
+        t = source.mosaic.geobox.transform
+        shapes = shapely.transform(source.crowns.shapes, lambda xy: xy * [t.a, t.e] + [t.c, t.f])
+        crowns = gpd.GeoDataFrame({"split": "crown"}, index=range(len(shapes)), geometry=shapes, crs=own.crs)
+        frame = gpd.GeoDataFrame(pd.concat([frame, crowns], ignore_index=True), crs=own.crs)
+
+    def draw(path: Path) -> Path:
+        image, bounds = mosaic_picture(source.mosaic)
+        colours = {**_SPLIT_COLOURS, "crown": "#ffe14d"}
+        return outline_chart(image, bounds, frame, path, column="split", colours=colours, title=source.name)
+
+    return draw
 
 
 def _sources(settings: UavChipsSettings, table: Callable[[str], str]) -> MosaicSources:
