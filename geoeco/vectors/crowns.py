@@ -200,7 +200,7 @@ def _ids(frame: pd.DataFrame, column: str | None, where: str) -> npt.NDArray[np.
     bad = ~((numbers >= 1) & (numbers <= _LARGEST_ID) & (numbers == np.floor(numbers)))
     if bad.any():
         raise InputError(
-            f"{frame[name].iloc[int(np.flatnonzero(bad)[0])]!r} in column {name!r} is no whole number from 1",
+            f"'{frame[name].iloc[int(np.flatnonzero(bad)[0])]}' in column {name!r} is no whole number from 1",
             where=f"{where}, row {int(np.flatnonzero(bad)[0])}",
             what_to_do="leave `id_column` out to have the crowns numbered; the column is kept under its own name"
             if column is not None
