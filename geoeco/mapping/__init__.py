@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from geoeco.mapping.inputs import check_model, stored_bands
     from geoeco.mapping.lattice import Lattice
     from geoeco.mapping.map_layers import check_segmenters, map_variables
+    from geoeco.mapping.map_polygons import class_polygons
+    from geoeco.mapping.object_scores import relative_f1
+    from geoeco.mapping.objects import (
+        crown_heights,
+        crowns_from_instances,
+        gather_objects,
+        own_objects,
+        suppress_overlaps,
+    )
     from geoeco.mapping.prediction_maps import predict
     from geoeco.mapping.predictor import Predictor
     from geoeco.mapping.projections import PrincipalComponents, Quantisation
@@ -40,17 +49,24 @@ __all__ = [
     "check_model",
     "check_segmenters",
     "choose_tiling",
+    "class_polygons",
     "classify_crowns",
     "cluster",
     "coarse_grid",
     "coarse_map",
+    "crown_heights",
+    "crowns_from_instances",
     "device_of",
     "embed",
+    "gather_objects",
     "map_variables",
     "nearest",
+    "own_objects",
     "predict",
+    "relative_f1",
     "season_composites",
     "stored_bands",
+    "suppress_overlaps",
 ]
 
 _MODULES = {
@@ -66,17 +82,24 @@ _MODULES = {
     "check_model": "inputs",
     "check_segmenters": "map_layers",
     "choose_tiling": "tiling",
+    "class_polygons": "map_polygons",
     "classify_crowns": "crown_maps",
     "cluster": "clusters",
     "coarse_grid": "coarse_maps",
     "coarse_map": "coarse_maps",
+    "crown_heights": "objects",
+    "crowns_from_instances": "objects",
     "device_of": "devices",
     "embed": "embedding_maps",
+    "gather_objects": "objects",
     "map_variables": "map_layers",
     "nearest": "similarity",
+    "own_objects": "objects",
     "predict": "prediction_maps",
+    "relative_f1": "object_scores",
     "season_composites": "composites",
     "stored_bands": "inputs",
+    "suppress_overlaps": "objects",
 }
 
 

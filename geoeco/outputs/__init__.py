@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from geoeco.outputs.classes import ClassEntry, ClassTable
+from geoeco.outputs.coco import read_coco, write_coco
 from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftovers, write_cog
 from geoeco.outputs.contact_sheets import contact_sheet
 from geoeco.outputs.items import write_item
@@ -18,8 +19,10 @@ __all__ = [
     "cog_record",
     "contact_sheet",
     "quicklook",
+    "read_coco",
     "remove_leftovers",
     "score_chart",
+    "write_coco",
     "write_cog",
     "write_gpkg",
     "write_item",
