@@ -8,15 +8,15 @@ of applicability and hard all the same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from geoeco.applicability.neighbours import Nearest, between_folds, parts, product
 from geoeco.errors import InputError
 
 __all__ = ["EXACT_UP_TO", "PAIRS", "AreaOfApplicability", "area_of_applicability"]
@@ -29,10 +29,6 @@ EXACT_UP_TO = 4096
 PAIRS = 2**21
 #: Rows that are worked on at once.
 _ROWS = 2**14
-#: Rows of one product of matrices.
-_PRODUCT_ROWS = 256
-#: Neighbours among which one of another fold is sought before a tree without the fold is built.
-_NEIGHBOURS = 16
 _LIKE_CONSTANT = 1e-12
 _SCALARS = ("mean_distance", "n_features", "threshold")
 _BY_FEATURE = ("deviation", "importance", "mean")
@@ -152,8 +148,8 @@ class AreaOfApplicability:
         self.mean_distance_ = _mean_distance(coordinates)
         if not self.mean_distance_ > 0:
             raise InputError("all training points are alike", what_to_do="look at the features", code="applicability")
-        self.__dict__.pop("_tree", None)
-        apart = _distances_between_folds(coordinates, folds)
+        self.__dict__.pop("_nearest", None)
+        apart = between_folds(coordinates, folds)
         self.training_di_ = (apart / self.mean_distance_).astype(np.float32)
         self.threshold_ = _upper_whisker(self.training_di_)
         return self
@@ -165,7 +161,7 @@ class AreaOfApplicability:
         ----------
         features : numpy.ndarray, (..., f)
         workers : int
-            Threads that search the tree; the answer is the same.
+            Threads that search, where there are few features; the answer is the same.
 
         Returns
         -------
@@ -188,9 +184,9 @@ class AreaOfApplicability:
             )
         rows = features.reshape(-1, self.n_features_)
         di = np.full(len(rows), np.nan, np.float32)
-        for part in _parts(len(rows), _ROWS):
+        for part in parts(len(rows), _ROWS):
             known = np.isfinite(rows[part]).all(axis=1)
-            distance, _ = self._tree.query(self._coordinates(rows[part][known]), workers=workers)
+            distance = self._nearest(self._coordinates(rows[part][known]), workers=workers)
             di[part.start : part.stop][known] = distance / self.mean_distance_
         return di.reshape(features.shape[:-1]), (di <= np.float32(self.threshold_)).reshape(features.shape[:-1])
 
@@ -238,8 +234,8 @@ class AreaOfApplicability:
         return made
 
     @cached_property
-    def _tree(self) -> cKDTree:
-        return cKDTree(self.points_.astype(np.float64))
+    def _nearest(self) -> Nearest:
+        return Nearest(self.points_.astype(np.float64))
 
     def _scaled(self, rows: Floats) -> npt.NDArray[np.float64]:
         chosen = rows[:, self.kept_].astype(np.float64)
@@ -253,7 +249,7 @@ class AreaOfApplicability:
         scaled = self._scaled(rows)
         if not len(self.axes_):
             return scaled.astype(np.float32).astype(np.float64)
-        along = _product(scaled, self.axes_.T)
+        along = product(scaled, self.axes_.T)
         beyond = np.maximum((scaled**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
         if len(self.axes_) == len(self.kept_):
             beyond[:] = 0.0
@@ -381,10 +377,6 @@ def _check_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def _parts(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
 def _principal_axes(scaled: npt.NDArray[np.float64], components: int | None) -> npt.NDArray[np.float64]:
     """Unit vectors ``(component, feature)``, largest variance first; the largest element of each is positive."""
     features = scaled.shape[1]
@@ -400,49 +392,19 @@ def _principal_axes(scaled: npt.NDArray[np.float64], components: int | None) -> 
     return np.ascontiguousarray(axes * np.sign(largest))
 
 
-def _product(rows: npt.NDArray[np.float64], matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """``rows @ matrix`` in products of one shape, so that a row's result does not depend on how many there are."""
-    found = np.empty((len(rows), matrix.shape[1]))
-    padded = np.zeros((_PRODUCT_ROWS, rows.shape[1]))
-    for part in _parts(len(rows), _PRODUCT_ROWS):
-        count = part.stop - part.start
-        padded[:count] = rows[part]
-        found[part] = (padded @ matrix)[:count]
-    return found
-
-
 def _mean_distance(points: npt.NDArray[np.float64]) -> float:
     """Mean distance of pairs: of all, or of `PAIRS` drawn with a fixed seed where there are more points."""
     count = len(points)
     if count <= EXACT_UP_TO:
-        total = sum(float(cdist(points[part], points).sum()) for part in _parts(count, 512))
+        total = sum(float(cdist(points[part], points).sum()) for part in parts(count, 512))
         return total / (count * (count - 1))
     rng = np.random.default_rng(0)
     first = rng.integers(0, count, PAIRS)
     # never a point and itself
     second = (first + rng.integers(1, count, PAIRS)) % count
-    parts = _parts(PAIRS, _ROWS)
-    total = sum(float(np.linalg.norm(points[first[p]] - points[second[p]], axis=1).sum()) for p in parts)
+    drawn = parts(PAIRS, _ROWS)
+    total = sum(float(np.linalg.norm(points[first[p]] - points[second[p]], axis=1).sum()) for p in drawn)
     return total / PAIRS
-
-
-def _distances_between_folds(points: npt.NDArray[np.float64], folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Distance of each point from the nearest point of another fold.
-
-    Most points have one among their nearest neighbours; only the rest are sought in a tree without their own fold.
-    """
-    count = len(points)
-    neighbours = min(_NEIGHBOURS, count)
-    tree = cKDTree(points)
-    found = np.full(count, np.inf)
-    for part in _parts(count, _ROWS):
-        distance, index = tree.query(points[part], k=neighbours)
-        other = folds[index] != folds[part, np.newaxis]
-        found[part] = np.where(other, distance, np.inf).min(axis=1)
-    for fold in np.unique(folds[np.isinf(found)]):
-        own = np.flatnonzero(np.isinf(found) & (folds == fold))
-        found[own], _ = cKDTree(points[folds != fold]).query(points[own])
-    return found
 
 
 def _upper_whisker(values: npt.NDArray[np.float32]) -> float:

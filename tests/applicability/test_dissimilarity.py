@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, pdist
 
-from geoeco.applicability import AreaOfApplicability, area_of_applicability
+from geoeco.applicability import AreaOfApplicability, area_of_applicability, neighbours
 from geoeco.applicability import dissimilarity as module
 from geoeco.errors import InputError
 
@@ -236,3 +236,17 @@ def test_the_mean_distance_of_many_points_is_that_of_all_pairs_nearly(monkeypatc
     monkeypatch.setattr(module, "PAIRS", 2**18)
     assert module._mean_distance(points) == pytest.approx(exact, rel=3e-3)
     assert module._mean_distance(points) == module._mean_distance(points)
+
+
+@pytest.mark.parametrize("coordinates", [3, 24])
+def test_neighbours_by_tree_and_by_products_are_those_of_all_distances(coordinates, monkeypatch):
+    monkeypatch.setattr(neighbours, "_POINTS", 100)
+    rng = np.random.default_rng(6)
+    points, queries = rng.normal(size=(650, coordinates)), rng.normal(size=(300, coordinates))
+    every = cdist(queries, points)
+    np.testing.assert_allclose(neighbours.Nearest(points)(queries), every.min(axis=1), rtol=1e-12)
+    assert neighbours.Nearest(points)(points[40:41]) == 0
+    for folds in (rng.integers(0, 7, 650), np.arange(650) // 300, (points[:, 0] > 2.5).astype(int)):
+        between = cdist(points, points)
+        between[folds[:, None] == folds] = np.inf
+        np.testing.assert_allclose(neighbours.between_folds(points, folds), between.min(axis=1), rtol=1e-12)
