@@ -8,9 +8,12 @@ Orthomosaics need xarray and are imported when they are first used: a worker tha
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geoeco.sensors import sentinel2
+
+if TYPE_CHECKING:
+    from geoeco.sensors import orthomosaic
 
 __all__ = ["orthomosaic", "sentinel2"]
 
