@@ -123,7 +123,7 @@ def test_no_module_is_named_like_a_public_name_of_its_room():
         }
         modules_offered = {
             alias.asname or alias.name
-            for node in TREES[init].body
+            for node in ast.walk(TREES[init])
             if isinstance(node, ast.ImportFrom) and node.module == "geoeco." + init.parent.name
             for alias in node.names
         }
