@@ -138,10 +138,9 @@ def map_variables(made: Mapping[str, npt.NDArray[Any]], models: Sequence[Segment
         if name not in made:
             continue
         kind, title, attrs = described[name]
-        dims, coords = ("y", "x"), {}
-        if name == "probability":
-            dims, coords = ("label", "y", "x"), {"label": [int(code) for code in codes]}
-        array = xr.DataArray(made[name], dims=dims, coords=coords, name=name)
+        lead = ("label",) if name == "probability" else ()
+        coords = {dim: [int(code) for code in codes] for dim in lead}
+        array = xr.DataArray(made[name], dims=(*lead, "y", "x"), coords=coords, name=name)
         units = "" if kind == "class" else "1"
         variables[name] = describe(array, kind=kind, units=units, long_name=title, **attrs)
     return variables

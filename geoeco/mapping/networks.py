@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from geoeco.applicability import AreaOfApplicability
 from geoeco.errors import InputError
 from geoeco.training import ModelBundle
 
@@ -121,6 +122,24 @@ class Member:
         """Where its weights are."""
         weight = next(self.bundle.module.parameters(), None)
         return torch.device("cpu") if weight is None else weight.device
+
+    @property
+    def applicability(self) -> AreaOfApplicability:
+        """Where the bundle applies.
+
+        Raises
+        ------
+        InputError
+            If it does not say.
+        """
+        if self.bundle.applicability is None:
+            raise InputError(
+                "the bundle does not say where it applies",
+                where=self.where,
+                what_to_do="train it on chips of several spatial blocks, or leave out di and aoa",
+                code="bundle",
+            )
+        return self.bundle.applicability
 
     @property
     def weighs_levels(self) -> bool:

@@ -158,7 +158,7 @@ def scene_levels(predictor: Predictor, seed: int) -> list[tuple[float, ...] | No
     InputError
         If no window of the mosaic is valid by half.
     """
-    sums: list[torch.Tensor | None] = [None] * len(predictor.members)
+    sums: dict[int, torch.Tensor] = {}
     found = 0
     with fixed_arithmetic(predictor.threads):
         for images in predictor.sample(SCENE_WINDOWS, seed):
@@ -166,14 +166,14 @@ def scene_levels(predictor: Predictor, seed: int) -> list[tuple[float, ...] | No
             for at, (member, image) in enumerate(zip(predictor.members, images, strict=True)):
                 if member.weighs_levels:
                     weights = member.level_weights(image)[0].double().cpu()
-                    sums[at] = weights if sums[at] is None else sums[at] + weights
+                    sums[at] = sums[at] + weights if at in sums else weights
     if not found:
         raise InputError(
             "no window of the mosaic is valid by half, to weigh the feature levels of the scene by",
             what_to_do="use weights: tile",
             code="sample",
         )
-    return [None if total is None else tuple((total / found).tolist()) for total in sums]
+    return [tuple((sums[at] / found).tolist()) if at in sums else None for at in range(len(predictor.members))]
 
 
 def with_levels(members: Sequence[Member], levels: Sequence[Sequence[float] | None]) -> tuple[Member, ...]:

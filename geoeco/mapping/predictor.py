@@ -78,13 +78,7 @@ class Predictor:
                 )
         if self.judges:
             for member in self.members:
-                if member.bundle.applicability is None:
-                    raise InputError(
-                        "the bundle does not say where it applies",
-                        where=member.where,
-                        what_to_do="train it with folds, or leave out di and aoa",
-                        code="bundle",
-                    )
+                _ = member.applicability
 
     @property
     def judges(self) -> bool:
@@ -380,7 +374,7 @@ class _Canvas:
             if "aoa" in outputs:
                 inside = known.clone()
                 for member, di in zip(predictor.members, by_member, strict=True):
-                    inside &= di <= member.bundle.applicability.threshold_
+                    inside &= di <= member.applicability.threshold_
                 made["aoa"] = torch.where(known, inside.to(torch.uint8), NODATA).cpu().numpy()
         if "valid" in outputs:
             made["valid"] = valid.astype(np.uint8)
@@ -393,7 +387,8 @@ def _within(span: Span, limits: Span) -> Span:
 
 def _entropy(probability: Tensor) -> Tensor:
     """Entropy ``(y, x)`` of class probabilities ``(class, y, x)``, as a part of its largest, ln of the classes."""
-    return torch.special.entr(probability).sum(dim=0) / math.log(len(probability))
+    entropy: Tensor = torch.special.entr(probability).sum(dim=0) / math.log(len(probability))
+    return entropy
 
 
 def _dissimilarity(member: Member, features: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -406,6 +401,6 @@ def _dissimilarity(member: Member, features: Tensor, shape: tuple[int, int]) -> 
             where=member.where,
             code="bundle",
         )
-    di, _ = member.bundle.applicability.predict(features.permute(0, 2, 3, 1).cpu().numpy())
+    di, _ = member.applicability.predict(features.permute(0, 2, 3, 1).cpu().numpy())
     cells = torch.from_numpy(np.ascontiguousarray(di, np.float32)).to(features.device)
     return cells.repeat_interleave(shape[0] // rows, 1).repeat_interleave(shape[1] // cols, 2)

@@ -6,6 +6,7 @@ block each. Settings and bookkeeping only; the numbers are `geoeco.mapping`'s.
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import hashlib
 import json
@@ -20,7 +21,7 @@ import pystac
 import xarray as xr
 from odc.geo.geobox import GeoBox
 from odc.geo.geom import box
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 from pystac.extensions.projection import ProjectionExtension
 from shapely.geometry import mapping
 
@@ -78,7 +79,7 @@ TITLES: Mapping[str, str] = {
 class PredictSettings(StepSettings):
     """Which model, on which mosaic, in which windows, and what is kept."""
 
-    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device"})
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "resources"})
 
     verb: Literal["predict"] = "predict"
     mosaic: str = Field(description="name of the orthomosaic among the tables of the inputs")
@@ -89,9 +90,7 @@ class PredictSettings(StepSettings):
         None, description="numbers in the file (from 1) of the mosaic's bands by name, where the file does not say"
     )
     scale: float | None = Field(None, gt=0, description="value of one stored unit, where the file does not say")
-    date: str | None = Field(
-        None, pattern=r"^\d{4}-\d{2}-\d{2}$", description="day of the flight, where the file does not say"
-    )
+    date: dt.date | None = Field(None, description="day of the flight, where the file does not say")
     window: int | None = Field(None, ge=8, le=8192, description="pixels along a side of a window")
     overlap: int | None = Field(None, ge=0, le=4096, description="pixels that neighbouring windows share")
     blend: Literal["auto", "core", "hann"] = Field(
@@ -106,19 +105,15 @@ class PredictSettings(StepSettings):
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the network; auto: bf16 on a GPU, else 32")
     threads: int = Field(1, ge=1, le=256, description="threads of a task; the last bits of the numbers depend on it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
+    resources: dict[str, PositiveFloat] = Field(
+        {}, description="what a block takes of a Dask worker's resources, as {GPU: 1}: it runs only where they are"
+    )
 
     @field_validator("augment", "outputs")
     @classmethod
     def _once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) != len(value):
             raise ValueError("a name stands twice")
-        return value
-
-    @field_validator("date")
-    @classmethod
-    def _is_day(cls, value: str | None) -> str | None:
-        if value is not None:
-            np.datetime64(value, "D")
         return value
 
     @model_validator(mode="after")
@@ -169,6 +164,7 @@ class PredictVerb(RasterVerb):
                 memory_bytes=cost.block,
                 bytes_in=cost.scene_bytes,
                 bytes_out=4096,
+                resources=settings.resources,
             )
             stages.append(Stage("scene", (scene,)))
             made = (*made, scene.id)
@@ -181,6 +177,7 @@ class PredictVerb(RasterVerb):
                 bytes_in=cost.read_bytes(block.y, block.x),
                 bytes_out=(block.y[1] - block.y[0]) * (block.x[1] - block.x[0]) * cost.pixel_bytes,
                 block=(block.row, block.col),
+                resources=settings.resources,
             )
             for block in context.blocks
         )
@@ -259,7 +256,7 @@ class PredictVerb(RasterVerb):
 
     def period(self, settings: PredictSettings, context: PlanContext) -> tuple[str, str] | None:
         """Day of the flight, by the settings or by the file."""
-        day = settings.date or _mosaic(settings, context).date
+        day = str(settings.date or _mosaic(settings, context).date)
         return (f"{day}T00:00:00Z", f"{day}T23:59:59Z") if day else None
 
     def _scene(self, settings: PredictSettings, context: TaskContext) -> TaskResult:
@@ -316,7 +313,10 @@ def _mosaic(settings: PredictSettings, context: PlanContext | TaskContext) -> Or
         If the run's grid is not the mosaic's, nor a coarser one from its corner.
     """
     path = context.recipe.table_path(settings.mosaic, context.recipe_folder)
-    found = _described(path, tuple((settings.bands or {}).items()), settings.scale)
+    # a file that was replaced is described anew
+    facts = Path(path).stat() if Path(path).exists() else None
+    stamp = None if facts is None else (facts.st_mtime_ns, facts.st_size)
+    found = _described(path, stamp, tuple((settings.bands or {}).items()), settings.scale)
     grid = context.geobox
     where = f"step {settings.step}: mosaic"
     if grid is None:
@@ -335,7 +335,12 @@ def _mosaic(settings: PredictSettings, context: PlanContext | TaskContext) -> Or
 
 
 @functools.lru_cache(maxsize=4)
-def _described(path: str, bands: tuple[tuple[str, int], ...], scale: float | None) -> Orthomosaic:
+def _described(
+    path: str,
+    stamp: tuple[int, int] | None,  # noqa: ARG001  (tells files of one name apart)
+    bands: tuple[tuple[str, int], ...],
+    scale: float | None,
+) -> Orthomosaic:
     return describe_orthomosaic(path, bands=dict(bands) or None, scale=scale)
 
 
@@ -433,9 +438,11 @@ def _mosaic_item(mosaic: Orthomosaic, settings: PredictSettings, period: tuple[s
     """STAC item of the mosaic, that the map's own items lead to: where it lies, when it was flown, and its hash."""
     from geoeco.steps.cog import ALWAYS
 
-    bounds = mosaic.native.boundingbox
-    outline = area_lonlat(box(bounds.left, bounds.bottom, bounds.right, bounds.top, mosaic.native.crs))
-    start, end = (np.datetime64(moment.rstrip("Z"), "s").item() for moment in period or ALWAYS)
+    grid = mosaic.native
+    assert grid.crs is not None, "a mosaic without a place is refused when it is planned"
+    bounds = grid.boundingbox
+    outline = area_lonlat(box(bounds.left, bounds.bottom, bounds.right, bounds.top, grid.crs))
+    start, end = (dt.datetime.fromisoformat(moment) for moment in period or ALWAYS)
     item = pystac.Item(
         id=settings.mosaic,
         geometry=mapping(outline),
@@ -452,12 +459,12 @@ def _mosaic_item(mosaic: Orthomosaic, settings: PredictSettings, period: tuple[s
         },
     )
     projection = ProjectionExtension.ext(item, add_if_missing=True)
-    epsg = mosaic.native.crs.to_epsg()
+    epsg = grid.crs.to_epsg()
     projection.apply(
         code=None if epsg is None else f"EPSG:{epsg}",
-        wkt2=None if epsg else mosaic.native.crs.to_wkt(),
-        shape=[int(n) for n in mosaic.native.shape],
-        transform=[float(v) for v in tuple(mosaic.native.affine)[:6]],
+        wkt2=None if epsg else grid.crs.to_wkt(),
+        shape=[int(n) for n in grid.shape],
+        transform=[float(v) for v in tuple(grid.affine)[:6]],
     )
     item.add_asset("image", pystac.Asset(mosaic.path, media_type=pystac.MediaType.GEOTIFF, roles=["data"]))
     document: dict[str, Any] = item.to_dict(include_self_link=False)
