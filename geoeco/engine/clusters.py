@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -366,7 +366,7 @@ def prepare_client(client: Any, settings: Mapping[str, str], plan: Plan, *, time
     Raises
     ------
     ClusterError
-        If there are no workers, versions differ, or a worker cannot hold the plan.
+        If there are no workers, versions differ, a worker cannot hold the plan, or none has the resources of a task.
     """
     from geoeco.engine.plugins import GdalSettings, worker_facts
 
@@ -376,6 +376,7 @@ def prepare_client(client: Any, settings: Mapping[str, str], plan: Plan, *, time
     facts = client.run(worker_facts, tuple(sorted(settings)))
     for fact in facts.values():
         plan.check_memory(fact["memory_limit"] or None, threads=fact["threads"])
+    check_resources(plan, [fact["resources"] for fact in facts.values()])
     reported = [fact["gdal_settings"] for fact in facts.values()]
     differing = [address for address, fact in facts.items() if fact["gdal_settings"] != dict(settings)]
     if differing:
@@ -388,6 +389,33 @@ def prepare_client(client: Any, settings: Mapping[str, str], plan: Plan, *, time
         "hosts": len({fact["host"] for fact in facts.values()}),
         "gdal_settings": reported[0] if reported else {},
     }
+
+
+def check_resources(plan: Plan, workers: Sequence[Mapping[str, float]]) -> None:
+    """Refuse a plan of which a task would wait for ever: no worker has what it takes.
+
+    Parameters
+    ----------
+    plan : Plan
+    workers : sequence of mapping
+        Resources of each worker that is there now, by name.
+
+    Raises
+    ------
+    ClusterError
+        Naming the task and the resource.
+    """
+    for task in plan.tasks:
+        if any(all(has.get(name, 0) >= amount for name, amount in task.resources.items()) for has in workers):
+            continue
+        wanted = " ".join(f"{name}={amount:g}" for name, amount in task.resources.items())
+        raise ClusterError(
+            f"no worker has the resources {wanted}",
+            where=task.id,
+            what_to_do=f'start workers that have them (`dask worker ADDRESS --nthreads 1 --resources "{wanted}"`), or '
+            "leave resources out of the step",
+            code="resources",
+        )
 
 
 def wait_for_workers(client: Any, timeout: float) -> None:

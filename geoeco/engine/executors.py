@@ -170,7 +170,8 @@ class DaskExecutor:
         """Take a task."""
         name = f"geoeco-{self.run_token}-{call.task.id}-{call.session}-{call.attempt}"
         try:
-            future = self.client.submit(run_task, call, key=name, pure=False, retries=0)
+            resources = dict(call.task.resources) or None
+            future = self.client.submit(run_task, call, key=name, pure=False, retries=0, resources=resources)
         except Exception as error:
             raise _lost(error) from error
         self._futures[call.task.id] = future

@@ -32,7 +32,7 @@ class GdalSettings(WorkerPlugin):
 
 
 def worker_facts(names: tuple[str, ...], dask_worker: Any = None) -> dict[str, Any]:
-    """Return what a worker says of itself: host, threads, memory limit, and the settings as they really are there.
+    """Return what a worker says of itself: host, threads, memory limit, resources, and the settings as they are there.
 
     Parameters
     ----------
@@ -45,6 +45,7 @@ def worker_facts(names: tuple[str, ...], dask_worker: Any = None) -> dict[str, A
         "host": socket.gethostname(),
         "threads": int(dask_worker.state.nthreads),
         "memory_limit": int(dask_worker.memory_manager.memory_limit or 0),
+        "resources": dict(dask_worker.state.total_resources),
         "gdal_settings": {name: os.environ.get(name, "") for name in names},
     }
 

@@ -97,6 +97,9 @@ class Task:
         (row, column) on the map of block states.
     items : tuple of str
         Ids of the STAC items that the task reads.
+    resources : mapping
+        What it takes of a Dask worker's resources, as ``{"GPU": 1}``; it runs only where they are. No part of the
+        task's key.
     """
 
     id: str
@@ -107,6 +110,7 @@ class Task:
     bytes_out: int = 0
     block: tuple[int, int] | None = None
     items: tuple[str, ...] = ()
+    resources: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = self.id.split("/")

@@ -14,8 +14,11 @@ import dask
 import dummies
 import pytest
 
-from geoeco.engine import clusters, connect, driver, load_presets
+from geoeco.engine import Task, clusters, connect, driver, load_presets
 from geoeco.engine.events import RunStarted, TaskFinished
+from geoeco.engine.executors import DaskExecutor
+from geoeco.engine.plugins import worker_facts
+from geoeco.engine.tasks import TaskCall
 from geoeco.errors import ClusterError, RecipeError
 
 distributed = pytest.importorskip("distributed")
@@ -359,3 +362,31 @@ def test_a_local_cluster_has_no_more_workers_than_memory_or_processors(make_reci
     with pytest.raises(ClusterError) as caught:
         clusters.local_size(plan, 8, None)
     assert caught.value.code == "memory"
+
+
+class Taking:
+    """A plan of one task that takes resources."""
+
+    def __init__(self, **resources: float) -> None:
+        self.tasks = (Task("step/blocks/one", resources=resources),)
+
+
+def test_a_task_for_which_no_worker_has_the_resources_is_refused_at_once():
+    clusters.check_resources(Taking(), [{}])
+    clusters.check_resources(Taking(GPU=1), [{}, {"GPU": 2}])
+    with pytest.raises(ClusterError, match="no worker has the resources GPU=1 memory=2") as error:
+        clusters.check_resources(Taking(GPU=1, memory=2), [{"GPU": 1}, {"memory": 2}, {}])
+    assert error.value.where == "step/blocks/one"
+
+
+def test_tasks_are_handed_to_the_cluster_with_their_resources(client):
+    class Spy:
+        def submit(self, *arguments, **options):
+            self.options = options
+            return client.submit(int, 1)
+
+    spy = Spy()
+    call = TaskCall(None, Task("step/blocks/one", resources={"GPU": 1}), None, "key", "hash", "session")
+    DaskExecutor(spy, run_token="run").submit(call)
+    assert spy.options["resources"] == {"GPU": 1}
+    assert all(fact["resources"] == {} for fact in client.run(worker_facts, ()).values())
