@@ -29,6 +29,8 @@ _INCH = 1.25
 _DPI = 100
 #: Grey of pixels that are not valid, or have no label.
 _MISSING = 240
+#: The crown that a chip is of, and others on it.
+_OWN, _OTHER = (230, 159, 0), (170, 195, 215)
 
 
 def rgb_bytes(image: npt.NDArray[Any], valid: Bools) -> Picture:
@@ -170,6 +172,10 @@ def _beside(chips: xr.Dataset) -> tuple[Picture | None, list[tuple[str, str]]]:
         return lookup[chips["label"].to_numpy()], [(e.name, e.hex) for e in table if e.code in present]
     if "instance" in chips:
         ids = chips["instance"].to_numpy()
+        if chips.attrs["kind"] == "crown":
+            own = ids == chips["crown_id"].to_numpy()[:, None, None]
+            shade = np.where(own, 1, np.where(ids > 0, 2, 0))
+            return np.array([[_MISSING] * 3, _OWN, _OTHER], dtype=np.uint8)[shade], []
         # neighbouring ids get colours far apart: the golden ratio's multiples never bunch
         turn = (ids * 0.6180339887498949) % 1.0
         colours = np.stack([0.55 + 0.4 * np.sin(2 * np.pi * (turn + shift)) for shift in (0, 1 / 3, 2 / 3)], axis=-1)

@@ -64,6 +64,11 @@ class PlacedCrowns:
         found = self._tree.query(shapely.box(left, top, left + reach, top + reach))
         return np.asarray(found[np.argsort(self.rank[found], kind="stable")])
 
+    def on_map(self, transform: Affine) -> Shapes:
+        """Outlines in map coordinates, by the affine of the mosaic's pixels."""
+        scale, corner = [transform.a, transform.e], [transform.c, transform.f]
+        return np.asarray(shapely.transform(self.shapes, lambda xy: xy * scale + corner))
+
     @cached_property
     def _tree(self) -> shapely.STRtree:
         return shapely.STRtree(self.shapes)

@@ -316,7 +316,7 @@ def _with_sets(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Block and set of each chip, the part of it that is its set's own ground, and the proof that sets are apart."""
     split = design.split
-    point, footprint = table["point"].to_numpy(), table["footprint"].to_numpy()
+    point, shown = table["point"].to_numpy(), _shown(sources, design, table)
     block = np.zeros(len(table), dtype=np.int32)
     code = np.full(len(table), SPLIT_NAMES.index("none"), dtype=np.int8)
     where = [np.isin(table["source"].to_numpy(), ground.members) for ground in grounds]
@@ -340,21 +340,35 @@ def _with_sets(
         index = np.flatnonzero(here)
         mine = np.full(len(index), None, dtype=object)
         if design.kind != "crown":
-            mine = own_ground(footprint[index], code[index], *_territory(ground, block[index], code[index], area))
+            mine = own_ground(shown[index], code[index], *_territory(ground, block[index], code[index], area))
         guard = split.guard_m / ground.metres
-        code[index] = put_aside(footprint[index], mine, code[index], guard)
+        code[index] = put_aside(shown[index], mine, code[index], guard)
         frame = gpd.GeoDataFrame(
             {"split": np.array(SPLIT_NAMES, dtype=object)[code[index]], "ground": mine},
-            geometry=footprint[index],
+            geometry=shown[index],
             crs=None if ground.crs is None else ground.crs.proj,
         )
         proof = assert_no_leak(frame, guard_m=split.guard_m, metres_per_unit=ground.metres)
         distance = None if math.isinf(proof.distance_m) else round(proof.distance_m, 4)
-        proofs.append({"least_distance_m": distance, "seen": proof.seen})
+        proofs.append({"least_distance_m": distance, "seen": round(proof.seen, 9)})
         table.loc[index, "ground"] = pd.Series(mine, index=index, dtype=object)
     table["split"] = code
     _check_sets(split, areas, table)
     return table, proofs
+
+
+def _shown(sources: MosaicSources, design: ChipDesign, table: pd.DataFrame) -> Shapes:
+    """Ground that each chip shows: all of it, or the crown alone where its surroundings are blanked."""
+    shown: Shapes = table["footprint"].to_numpy(dtype=object).copy()
+    if design.context != "zero":
+        return shown
+    for index, source in enumerate(sources.sources):
+        here = np.flatnonzero(table["source"] == index)
+        if len(here):
+            outlines = source.placed.on_map(source.mosaic.geobox.transform)
+            position = {int(crown): k for k, crown in enumerate(source.placed.ids)}
+            shown[here] = outlines[[position[int(crown)] for crown in table["crown_id"].to_numpy()[here]]]
+    return shown
 
 
 def _first_of_tree(crown_id: Ints) -> npt.NDArray[np.intp]:

@@ -130,7 +130,8 @@ def crown_chips(
         whole number (`step`) of the mosaic's along each side.
     split, min_valid, seed
         As of `grid_chips`. A crown belongs to the block or area of a point within it, and an id to one set, however
-        many mosaics show it. ``valid_fraction`` is the mosaic's, also where the surroundings are 0.
+        many mosaics show it; a training chip whose surroundings show a crown of another set is put aside, which
+        ``context="zero"`` makes rare. ``valid_fraction`` is the mosaic's, also where the surroundings are 0.
 
     Returns
     -------

@@ -350,19 +350,22 @@ def _extras(
 
 
 def _overlay(chips: xr.Dataset, outlines: gpd.GeoDataFrame, source: ChipSource, number: int) -> Callable[[Path], Path]:
-    """Outlines of a mosaic's chips, in the colours of their sets, and of its crowns."""
+    """Outlines of a mosaic's chips in the colours of their sets, with its crowns; of crown chips the crowns alone."""
     here = np.flatnonzero(chips["source"].to_numpy() == number)
-    own = outlines.iloc[here].to_crs(source.mosaic.geobox.crs.proj)
-    frame = own[["split", "geometry"]].sort_values("split", ascending=False, kind="stable")
+    crs = source.mosaic.geobox.crs.proj
+    frame = outlines.iloc[here].to_crs(crs)[["split", "crown_id", "geometry"]]
     if source.crowns is not None:
-        t = source.mosaic.geobox.transform
-        shapes = shapely.transform(source.crowns.shapes, lambda xy: xy * [t.a, t.e] + [t.c, t.f])
-        crowns = gpd.GeoDataFrame({"split": "crown"}, index=range(len(shapes)), geometry=shapes, crs=own.crs)
-        frame = gpd.GeoDataFrame(pd.concat([frame, crowns], ignore_index=True), crs=own.crs)
+        shapes = gpd.GeoSeries(source.crowns.on_map(source.mosaic.geobox.transform), crs=crs)
+        if chips.attrs["kind"] == "crown":
+            split = pd.Series(frame["split"].to_numpy(), index=frame["crown_id"])
+            named = split.reindex(source.crowns.ids).fillna("no chip").to_numpy()
+            frame = gpd.GeoDataFrame({"split": named}, geometry=shapes)
+        else:
+            frame = pd.concat([frame, gpd.GeoDataFrame({"split": "crown"}, index=shapes.index, geometry=shapes)])
 
     def draw(path: Path) -> Path:
         image, bounds = mosaic_picture(source.mosaic)
-        colours = {**_SPLIT_COLOURS, "crown": "#ffe14d"}
+        colours = {**_SPLIT_COLOURS, "crown": "#ffe14d", "no chip": "#ffffff"}
         return outline_chart(image, bounds, frame, path, column="split", colours=colours, title=source.name)
 
     return draw

@@ -313,6 +313,18 @@ def test_a_tree_flown_over_again_stays_in_one_set(world, tmp_path):
     assert (np.unique(chips["crown_id"], return_counts=True)[1] == 2).sum() > 40
 
 
+def test_surroundings_that_are_not_shown_put_no_crown_aside(world):
+    rng = np.random.default_rng(3)
+    points = shapely.points(LEFT + rng.uniform(5, 70, 60), TOP - rng.uniform(25, 55, 60))
+    many = gpd.GeoDataFrame(geometry=shapely.buffer(points, 1.0), crs=CRS)
+    split = BlockSplit(20.0, 0, (0.5, 0.25, 0.25))
+    aside = {
+        context: int((crown_chips(world.mosaic, many, chip_m=8, context=context, split=split)["split"] == 3).sum())
+        for context in ("keep", "zero")
+    }
+    assert aside["zero"] < 0.3 * aside["keep"]
+
+
 def test_random_chips_give_rare_classes_and_far_blocks_their_turn_and_repeat_by_seed(world):
     chips = random_chips(world.mosaic, chip_m=6, count=60, labels=world.label_file, seed=3)
     again = random_chips(world.mosaic, chip_m=6, count=60, labels=world.label_file, seed=3)
