@@ -128,6 +128,8 @@ def _vrt_sources(path: Path) -> list[Path]:
             code="href-refused",
         )
 
+    if path.is_symlink():
+        raise refused("it is a link, and GDAL looks for its sources where that leads")
     if path.stat().st_size > _LARGEST_VRT:
         raise refused(f"it is larger than {_LARGEST_VRT >> 20} MiB")
     text = path.read_bytes()
@@ -144,18 +146,20 @@ def _vrt_sources(path: Path) -> list[Path]:
             raise refused(f"it holds <{element.tag}>")
         if element.get("subClass", "VRTRasterBand") != "VRTRasterBand":
             raise refused(f"it holds a {element.get('subClass')}")
-        if element.tag != "SourceFilename":
+        named = (element.text or "").strip()
+        if element.tag == "SRS" and ("://" in named or named.startswith(("/", "."))):
+            raise refused("its CRS is an address")
+        if element.tag != "SourceFilename" or named in sources:
             continue
-        name = (element.text or "").strip()
-        if name in sources:
-            continue
-        source = (path.parent / name).resolve()
-        if not name or not source.is_relative_to(folder) or not source.is_file():
-            raise refused(f"its source {name!r} is no file of its folder")
+        source = (path.parent / named).resolve()
+        # a relative name that is not said to be relative to the file would be looked for in the working folder
+        placed = element.get("relativeToVRT") == "1" or named.startswith("/")
+        if not (named and placed and source.is_relative_to(folder) and source.is_file()):
+            raise refused(f"its source {named!r} is no file of its folder")
         with source.open("rb") as file:
             if not file.read(4).startswith(_TIFF):
-                raise refused(f"its source {name!r} is no TIFF")
-        sources[name] = source
+                raise refused(f"its source {named!r} is no TIFF")
+        sources[named] = source
     if not sources:
         raise refused("it has no source")
     return list(sources.values())

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import xarray as xr
 from affine import Affine
 from hypothesis import given, settings
@@ -552,6 +553,7 @@ def test_a_virtual_raster_of_files_beside_it_is_read(tmp_path):
         ({"name": "{elsewhere}/secret.tif", "relative": 0}, "no file of its folder"),
         ({"name": "/vsicurl/http://localhost/m.tif", "relative": 0}, "no file of its folder"),
         ({"name": "link.tif"}, "no file of its folder"),
+        ({"name": "m.tif", "relative": 0}, "no file of its folder"),
         ({"name": "other.vrt"}, "no TIFF"),
         ({"name": "&lt;VRTDataset/&gt;"}, "no file of its folder"),
         ({"more": ' subClass="VRTDerivedRasterBand"'}, "VRTDerivedRasterBand"),
@@ -572,6 +574,27 @@ def test_a_virtual_raster_reaches_nothing_but_tiffs_of_its_folder(tmp_path, opti
     with pytest.raises(ReadError, match=message) as caught:
         describe_orthomosaic(virtual(folder / "m.vrt", **options))
     assert caught.value.code == "href-refused"
+
+
+@pytest.mark.parametrize("options", [{"mask": np.arange(48 * 64).reshape(48, 64) % 3 > 0}, {"nodata": 255}, {}])
+def test_a_virtual_raster_of_gdal_is_as_good_as_its_file(tmp_path, options):
+    path = mosaic(tmp_path / "m.tif", **options)
+    rasterio.shutil.copy(path, tmp_path / "m.vrt", driver="VRT")
+    one, other = describe_orthomosaic(path), describe_orthomosaic(tmp_path / "m.vrt")
+    assert (one.mask, one.bands, one.geobox) == (other.mask, other.bands, other.geobox)
+    for pixels, same in zip(one.read(*EVERYTHING), other.read(*EVERYTHING), strict=True):
+        np.testing.assert_array_equal(pixels, same)
+
+
+def test_a_virtual_raster_whose_place_is_decided_elsewhere_is_refused(tmp_path):
+    mosaic(tmp_path / "m.tif")
+    path = virtual(tmp_path / "m.vrt")
+    (tmp_path / "link.vrt").symlink_to(path)
+    with pytest.raises(ReadError, match="it is a link"):
+        describe_orthomosaic(tmp_path / "link.vrt")
+    path.write_text(path.read_text().replace("EPSG:32652", "http://localhost/crs"))
+    with pytest.raises(ReadError, match="CRS is an address"):
+        describe_orthomosaic(path)
 
 
 def test_a_virtual_raster_with_entities_or_under_another_name_is_looked_through_too(tmp_path):
