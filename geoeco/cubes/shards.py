@@ -138,6 +138,26 @@ class Objects:
             return None
         return found
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of all objects below a folder of the store, by key, in the order of the keys; listed anew.
+
+        Raises
+        ------
+        OutputError, TransientError
+            If they cannot be listed.
+        """
+        local = self._local
+        with self._at(folder):
+            if local is not None:
+                files = ((path.relative_to(local).as_posix(), path) for path in (local / folder).rglob("*"))
+                return dict(sorted((key, path.stat().st_size) for key, path in files if path.is_file()))
+            fs, path = self._remote(folder)
+            base = path.removesuffix(folder).rstrip("/")
+            # others may have written since the last listing
+            fs.invalidate_cache()
+            found = fs.find(path.rstrip("/"), detail=True)
+            return {name[len(base) :].lstrip("/"): int(found[name]["size"]) for name in sorted(found)}
+
     def put(self, key: str, parts: Sequence[bytes]) -> None:
         """Write an object whole: readers see the old one or the new one.
 

@@ -18,7 +18,15 @@ from geoeco.sampling.mosaic_stores import create_uav_chips, open_uav_chips, stor
 from geoeco.sampling.mosaic_windows import check_overlap, grid_windows
 from geoeco.sampling.places import check_locations, points_from_table, sort_by_place
 from geoeco.sampling.splits import assert_disjoint, footprint_rings, spatial_split
-from geoeco.sampling.stores import chips_memory, chips_template, finish_chips, open_chips, store_chips, write_chips
+from geoeco.sampling.stores import (
+    chips_fingerprint,
+    chips_memory,
+    chips_template,
+    finish_chips,
+    open_chips,
+    store_chips,
+    write_chips,
+)
 from geoeco.sampling.windows import SEASONS, calendar_windows, season_windows
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "check_overlap",
     "chip_footprints",
     "chip_geobox",
+    "chips_fingerprint",
     "chips_memory",
     "chips_table",
     "chips_template",

@@ -38,13 +38,24 @@ from geoeco.sampling.images import in_threads
 from geoeco.sampling.windows import SEASONS
 from geoeco.sensors import sentinel2
 
-__all__ = ["chips_memory", "chips_template", "finish_chips", "open_chips", "store_chips", "write_chips"]
+__all__ = [
+    "chips_fingerprint",
+    "chips_memory",
+    "chips_template",
+    "finish_chips",
+    "open_chips",
+    "store_chips",
+    "write_chips",
+]
 
 #: Chips are read far more often than they are written, and what they wait for is decoding: bit-shuffled LZ4.
 _CODEC: Literal["lz4"] = "lz4"
 _LEVEL = 5
 #: Of the layout: since 2, each chip bears a checksum. Stores of 1, which say no version, are read, and gone on with.
 _VERSION = 2
+#: Of each file so much of the end is read to know it: of a shard the index, which holds the compressed length of every
+#: chip, and its checksum; the whole of small files.
+_TAIL_BYTES = 1 << 16
 _MIB = 1 << 20
 
 
@@ -480,6 +491,36 @@ def finish_chips(store: str) -> str:
     body = _parquet(pd.concat(parts, ignore_index=True))
     objects.put("chips.parquet", [body])
     return hashlib.sha256(body).hexdigest()
+
+
+def chips_fingerprint(store: str, *, contents: bool = True) -> str:
+    """SHA-256 of what tells one store of chips from another, wherever it lies.
+
+    Parameters
+    ----------
+    store : str
+        A finished store of chips, folder or fsspec URL.
+    contents : bool
+        Whether the last 64 KiB of each file count, which hold the index of a shard with the compressed length of each
+        chip and its checksum; else it is made of the table, the metadata and the names and sizes of the files, from
+        one listing.
+
+    Raises
+    ------
+    OutputError
+        If there is no finished store.
+    """
+    objects = Objects(store.rstrip("/"))
+    table = objects.get("chips.parquet")
+    if table is None:
+        raise OutputError("there is no finished store of chips", where=store, what_to_do="join its parts: finish_chips")
+    digest = hashlib.sha256(table)
+    for key, size in objects.sizes("chips.zarr").items():
+        name = key.removeprefix("chips.zarr/")
+        digest.update(f"\n{name} {size} ".encode())
+        if contents or name.endswith("zarr.json"):
+            digest.update(objects.part(key, -min(size, _TAIL_BYTES), min(size, _TAIL_BYTES)) or b"")
+    return digest.hexdigest()
 
 
 def open_chips(store: str, *, kept: bool = True, stored: bool = False, chunks: Any = None) -> xr.Dataset:

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from geoeco.cubes.shards import Objects
 from geoeco.engine import (
     Output,
     PlanContext,
     RecipePath,
     RunContext,
     Stage,
-    StepSettings,
     Task,
     TaskContext,
     TaskResult,
@@ -31,13 +29,12 @@ from geoeco.engine import (
 from geoeco.errors import InputError
 from geoeco.outputs import score_chart
 from geoeco.steps.bundles import (
-    PlannedModel,
     bundle_digest,
     bundle_url,
     is_step,
     planned_model,
 )
-from geoeco.steps.chips import ChipsSettings
+from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.model_costs import ACTIVATION_BYTES, LIBRARIES_BYTES
 from geoeco.vectors import read_table
 
@@ -65,7 +62,7 @@ class EvaluationTask(BaseModel):
     positive_weight: float | None = Field(None, gt=0, description="of a multi-label task: weight of given labels")
 
 
-class EvaluateSettings(StepSettings):
+class EvaluateSettings(ChipSourceSettings):
     """Which encoders are compared, on which images and labels, and how."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device"})
@@ -78,8 +75,6 @@ class EvaluateSettings(StepSettings):
     random_like: str | None = Field(
         None, description="the encoder whose architecture random has; the first that is not random when not given"
     )
-    chips: str | None = Field(None, description="name of the chips step; the nearest one before when not given")
-    store: RecipePath | None = Field(None, description="a finished store of chips of another run, in place of a step")
     labels: str = Field(description="table of the inputs: a row a place, with its name and a column or more a task")
     tasks: dict[Name, Kind | EvaluationTask] = Field(min_length=1, description="by name: its kind, or its settings")
     protocols: tuple[Literal["linear", "knn"], ...] = Field(("linear", "knn"), min_length=1, description="probes")
@@ -105,8 +100,6 @@ class EvaluateSettings(StepSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.chips is not None and self.store is not None:
-            raise ValueError("give either chips (a step) or store (a folder)")
         if self.random_like is not None and self.random_like not in self.encoders:
             raise ValueError(f"random_like: there is no encoder {self.random_like!r}")
         for values in (self.protocols, self.splits, self.k):
@@ -127,14 +120,13 @@ class EvaluateVerb(Verb):
     def fingerprint(self, settings: EvaluateSettings, context: PlanContext) -> Mapping[str, Any]:
         """Digests of the labels, and of bundles and chips that are not made in this run."""
         labels = _labels(settings, context.table(settings.labels))
-        facts: dict[str, Any] = {"labels": hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest()}
+        facts = store_facts(settings, context)
+        facts["labels"] = hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest()
         facts["bundles"] = {
             name: bundle_digest(context.path(source))
             for name, source in settings.encoders.items()
             if source != RANDOM and not is_step(source, context)
         }
-        if settings.store is not None:
-            facts["store"] = hashlib.sha256(_chips_table(context.path(settings.store))).hexdigest()
         return facts
 
     def plan(self, settings: EvaluateSettings, context: PlanContext) -> tuple[Stage, ...]:
@@ -148,23 +140,16 @@ class EvaluateVerb(Verb):
             )
         _labels(settings, context.table(settings.labels))
         like = _likeness(settings, context)
-        depends: list[str] = []
-        payload: dict[str, Any] = {"labels": context.table(settings.labels)}
         models = {
             name: planned_model(source, context, f"step {settings.step}: encoders.{name}")
             for name, source in settings.encoders.items()
             if not _is_random(source, context)
         }
         models |= {name: models[str(like)] for name in settings.encoders if name not in models}
-        if settings.store is None:
-            chips = context.step(settings.chips, verb="chips")
-            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
-            check_bands(settings, models, chips.settings.bands)
-            depends += [task.id for task in chips.tasks if task.stage == "groups"]
-            places = sum(int(task.payload["count"]) for task in chips.tasks if task.stage == "groups")
-            payload["chips"] = chips.name
-        else:
-            places = len(pd.read_parquet(io.BytesIO(_chips_table(context.path(settings.store))), columns=["name"])) // 4
+        chips = ChipSource.of(settings, context)
+        for name, model in models.items():
+            chips.check_bands(model.bands, f"the encoder {name!r}", f"step {settings.step}")
+        depends, places = list(chips.depends), chips.places
         for source in dict.fromkeys(settings.encoders.values()):
             if is_step(source, context):
                 depends += [task.id for task in context.step(source).tasks]
@@ -172,7 +157,7 @@ class EvaluateVerb(Verb):
         features = max(model.features for model in models.values()) * (4 if settings.combine == "concatenate" else 1)
         task = Task(
             f"{settings.step}/evaluate/all",
-            payload=payload,
+            payload={"labels": context.table(settings.labels), **chips.payload},
             depends=tuple(depends),
             memory_bytes=LIBRARIES_BYTES
             # as they are read, and as they are used
@@ -200,10 +185,9 @@ class EvaluateVerb(Verb):
                     code="bundle",
                 )
         device = device_of(settings.device)
-        store = settings.store
         rows = evaluate(
             _encoders(settings, context, device),
-            context.path(store) if store is not None else context.store.url(task.payload["chips"]),
+            chips_of(task, context),
             _labels(settings, task.payload["labels"]),
             {
                 name: ProbeTask(kind) if isinstance(kind, str) else ProbeTask(**kind.model_dump())
@@ -252,17 +236,6 @@ def _output(context: TaskContext, file: str, *, kind: str, title: str = "") -> O
     return Output(f"{context.folder}/{file}", len(content), digest, kind=kind, title=title)
 
 
-def _chips_table(store: str) -> bytes:
-    content = Objects(store.rstrip("/")).get("chips.parquet")
-    if content is None:
-        raise InputError(
-            "there is no finished store of chips",
-            where=store,
-            what_to_do="name the folder that a chips step wrote, with chips.parquet in it",
-        )
-    return content
-
-
 def _labels(settings: EvaluateSettings, path: str) -> pd.DataFrame:
     """Table of labels: names and the columns that the tasks ask for, without geometries."""
     table = read_table(path)
@@ -282,20 +255,6 @@ def _labels(settings: EvaluateSettings, path: str) -> pd.DataFrame:
 
 def _is_random(source: str, context: PlanContext | TaskContext) -> bool:
     return source == RANDOM and not is_step(source, context)
-
-
-def check_bands(settings: EvaluateSettings, models: Mapping[str, PlannedModel], stored: Sequence[str]) -> None:
-    """Refuse encoders that need bands which the chips will not have; NDVI is computed from B04 and B08."""
-    for name, model in models.items():
-        wanted = [part for band in model.bands for part in (("B04", "B08") if band == "ndvi" else (band,))]
-        missing = [band for band in wanted if band not in stored]
-        if missing:
-            raise InputError(
-                f"the encoder {name!r} needs the band {missing[0]}, which the chips lack",
-                where=f"step {settings.step}",
-                what_to_do=f"add it to the bands of the chips; they have {', '.join(stored)}",
-                code="bands",
-            )
 
 
 def _likeness(settings: EvaluateSettings, context: PlanContext | TaskContext) -> str | None:

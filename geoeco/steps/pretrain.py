@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -17,10 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from geoeco.cubes.shards import Objects
 from geoeco.engine import (
     PlanContext,
-    RecipePath,
     RunContext,
     Stage,
-    StepSettings,
     Task,
     TaskContext,
     TaskResult,
@@ -28,7 +26,7 @@ from geoeco.engine import (
 from geoeco.errors import InputError
 from geoeco.outputs.learning_curves import learning_curve
 from geoeco.steps.bundles import ModelVerb, PlannedModel
-from geoeco.steps.chips import ChipsSettings
+from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.layers import digest_of
 from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
@@ -40,6 +38,9 @@ from geoeco.steps.training_files import (
     read_columns,
     sha256_of,
 )
+
+if TYPE_CHECKING:
+    from geoeco.training import ExpectedEncoder
 
 __all__ = ["PretrainSettings", "PretrainVerb", "ViewSettings"]
 
@@ -64,7 +65,7 @@ class ViewSettings(BaseModel):
     flip_probability: float = Field(0.5, ge=0, le=1, description="share of flipped views")
 
 
-class PretrainSettings(StepSettings):
+class PretrainSettings(ChipSourceSettings):
     """What is trained, on which chips, and how."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset(
@@ -72,8 +73,6 @@ class PretrainSettings(StepSettings):
     )
 
     verb: Literal["pretrain"] = "pretrain"
-    chips: str | None = Field(None, description="name of the chips step; the nearest one before when not given")
-    store: RecipePath | None = Field(None, description="a finished store of chips, in place of a step")
     part: Part | None = Field(None, description="set of the split to train on; train where there is a split, else all")
     bands: tuple[str, ...] = Field(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A"), description="reflectance bands"
@@ -123,8 +122,6 @@ class PretrainSettings(StepSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.chips is not None and self.store is not None:
-            raise ValueError("give either chips (a step) or store (a folder)")
         if not self.bands and not self.ndvi:
             raise ValueError("give at least one band")
         if (
@@ -157,10 +154,7 @@ class PretrainVerb(ModelVerb):
 
     def fingerprint(self, settings: PretrainSettings, context: PlanContext) -> Mapping[str, Any]:
         """Digests of what is read from outside the run."""
-        facts: dict[str, Any] = {}
-        if settings.store is not None:
-            objects = Objects(context.path(settings.store).rstrip("/"))
-            facts["store"] = [sha256_of(objects.get(name)) for name in ("chips.parquet", "split.parquet")]
+        facts = store_facts(settings, context)
         if settings.favoured is not None:
             facts["favoured"] = sha256_of(outside_file(context.table(settings.favoured)))
         if settings.initial_weights is not None and not _HUB_NAME.fullmatch(settings.initial_weights):
@@ -170,23 +164,24 @@ class PretrainVerb(ModelVerb):
     def plan(self, settings: PretrainSettings, context: PlanContext) -> tuple[Stage, ...]:
         """One task, after all chips."""
         model = self.model(settings, context)
-        payload: dict[str, Any] = {}
-        depends: tuple[str, ...] = ()
-        if settings.store is not None:
-            payload["store"] = context.path(settings.store)
-            _check_store(settings, payload["store"])
-        else:
-            chips = context.step(settings.chips, verb="chips")
-            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
-            _check_chips(settings, chips.settings)
-            depends = tuple(task.id for task in chips.tasks if task.stage == "groups")
-            payload["chips"] = chips.name
+        if settings.initial_weights is not None:
+            _expected(settings, _initial(settings.initial_weights, context))
+        source = ChipSource.of(settings, context)
+        where = f"step {settings.step}"
+        source.check_bands(settings.all_bands, "the training", where)
+        if settings.part not in (None, "all") and not source.has_split:
+            raise InputError(
+                f"the set {settings.part!r} is asked for, and the chips ({source.where}) have no split",
+                where=where,
+                what_to_do="give the chips step a split, or set part to all",
+            )
+        payload = dict(source.payload)
         if settings.favoured is not None:
             payload["favoured"] = context.table(settings.favoured)
         task = Task(
             f"{settings.step}/training/all",
             payload=payload,
-            depends=depends,
+            depends=source.depends,
             memory_bytes=training_memory(settings, model.weight_bytes, on_gpu=_on_gpu(settings)),
             bytes_out=6 * model.weight_bytes,
         )
@@ -194,22 +189,7 @@ class PretrainVerb(ModelVerb):
 
     def model(self, settings: PretrainSettings, context: PlanContext) -> PlannedModel:
         """What the bundle will be, from the network's shape alone."""
-        try:
-            from geoeco.training import expect_encoder
-        except ImportError as error:
-            raise InputError(
-                f"training needs packages that are not installed: {error}",
-                where=f"step {settings.step}",
-                what_to_do="pip install 'geoeco[ml]'",
-                code="extra",
-            ) from error
-        expected = expect_encoder(
-            settings.backbone,
-            len(settings.all_bands),
-            size=settings.size,
-            norm_splits=settings.norm_splits,
-            group_norm=settings.group_norm,
-        )
+        expected = _expected(settings)
         return PlannedModel(
             name=settings.step,
             bands=settings.all_bands,
@@ -225,7 +205,7 @@ class PretrainVerb(ModelVerb):
         """Train, or go on with a training, and put bundle, curve and checkpoints into the step's folder."""
         from geoeco.training import pretrain
 
-        chips = task.payload.get("store") or context.store.url(task.payload["chips"])
+        chips = chips_of(task, context)
         root = TrainingFiles(context)
         root.fetch()
         bundle = pretrain(
@@ -286,6 +266,27 @@ class PretrainVerb(ModelVerb):
         return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
+def _expected(settings: PretrainSettings, weights: str | None = None) -> ExpectedEncoder:
+    """Shape of the encoder; weights that it is to start from must be its own."""
+    try:
+        from geoeco.training import expect_encoder
+    except ImportError as error:
+        raise InputError(
+            f"training needs packages that are not installed: {error}",
+            where=f"step {settings.step}",
+            what_to_do="pip install 'geoeco[ml]'",
+            code="extra",
+        ) from error
+    return expect_encoder(
+        settings.backbone,
+        len(settings.all_bands),
+        size=settings.size,
+        norm_splits=settings.norm_splits,
+        group_norm=settings.group_norm,
+        weights=weights,
+    )
+
+
 def training_memory(settings: PretrainSettings, weight_bytes: int, *, on_gpu: bool) -> int:
     """Upper bound of what a training holds in the memory of the machine, bytes; a GPU's own is not counted.
 
@@ -308,38 +309,6 @@ def _on_gpu(settings: PretrainSettings) -> bool:
     from geoeco.training import has_gpu
 
     return settings.device == "cuda" or (settings.device == "auto" and has_gpu())
-
-
-def _check_chips(settings: PretrainSettings, chips: ChipsSettings) -> None:
-    where = f"step {settings.step}"
-    needed = {*settings.bands, *(("B04", "B08") if settings.ndvi else ())}
-    missing = sorted(needed - set(chips.bands))
-    if missing:
-        raise InputError(
-            f"the chips of the step {chips.step!r} have no {', '.join(missing)}",
-            where=where,
-            what_to_do=f"their bands are {', '.join(chips.bands)}",
-        )
-    if settings.part not in (None, "all") and chips.split is None:
-        raise InputError(
-            f"the set {settings.part!r} is asked for, and the step {chips.step!r} makes no split",
-            where=where,
-            what_to_do="give the chips step a split, or set part to all",
-        )
-
-
-def _check_store(settings: PretrainSettings, store: str) -> None:
-    objects = Objects(store.rstrip("/"))
-    if objects.get("chips.parquet") is None:
-        raise InputError(
-            "there is no finished store of chips", where=store, what_to_do="name the folder of a chips step"
-        )
-    if settings.part not in (None, "all") and objects.get("split.parquet") is None:
-        raise InputError(
-            f"the set {settings.part!r} is asked for, and the store has no split",
-            where=store,
-            what_to_do="set part to all",
-        )
 
 
 def _names(part: Part | None, store: str) -> list[str] | None:
@@ -376,5 +345,5 @@ def _favoured(path: str | None) -> dict[str, float] | tuple[()]:
     return dict(zip(table["name"].astype(str), weights, strict=True))
 
 
-def _initial(source: str | None, context: TaskContext) -> str | None:
+def _initial(source: str | None, context: PlanContext | TaskContext) -> str | None:
     return source if source is None or _HUB_NAME.fullmatch(source) else context.path(source)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from geoeco.cubes.shards import Objects
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.learning_curves import validated_curve
-from geoeco.sampling import open_chips
 from geoeco.steps.bundles import (
     ModelVerb,
     PlannedModel,
@@ -26,7 +25,8 @@ from geoeco.steps.bundles import (
     is_step,
     planned_model,
 )
-from geoeco.steps.chips import ChipsSettings, SplitSettings
+from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
+from geoeco.steps.chips import SplitSettings
 from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.pretrain import PretrainSettings
@@ -37,7 +37,6 @@ from geoeco.steps.training_files import (
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
     read_columns,
-    sha256_of,
 )
 from geoeco.vectors import read_table
 
@@ -55,7 +54,7 @@ _SCORES: dict[Kind, str] = {
 }
 
 
-class TrainSettings(StepSettings):
+class TrainSettings(ChipSourceSettings):
     """What is learned, from which chips and labels, and how."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
@@ -73,8 +72,6 @@ class TrainSettings(StepSettings):
         None, ge=8, le=2048, description="pixels along a side of the windows; the encoder's, or whole chips"
     )
     freeze: bool = Field(False, description="whether the encoder stays as it is and only the linear layer learns")
-    chips: str | None = Field(None, description="name of the chips step; the nearest one before when not given")
-    store: RecipePath | None = Field(None, description="a finished store of chips, in place of a step")
     labels: str = Field(description="table of the inputs: a row a place, with its name and the columns")
     task: Kind = Field(description="one class, several classes (0 or 1), values, or shares that sum to one")
     columns: tuple[str, ...] = Field(min_length=1, description="columns of the labels; one for a single label")
@@ -106,8 +103,6 @@ class TrainSettings(StepSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.chips is not None and self.store is not None:
-            raise ValueError("give either chips (a step) or store (a folder)")
         if (self.encoder is None) == (self.backbone is None):
             raise ValueError("give either encoder (a step or a bundle) or backbone (a network with random weights)")
         if self.encoder is not None and (self.bands is not None or self.ndvi is not None):
@@ -139,39 +134,27 @@ class TrainVerb(ModelVerb):
     def fingerprint(self, settings: TrainSettings, context: PlanContext) -> Mapping[str, Any]:
         """Digests of the labels, and of a bundle and chips that are not made in this run."""
         labels = _labels(settings, context.table(settings.labels))
-        facts: dict[str, Any] = {"labels": hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest()}
+        facts = store_facts(settings, context)
+        facts["labels"] = hashlib.sha256(labels.to_csv(index=False).encode()).hexdigest()
         if settings.encoder is not None and not is_step(settings.encoder, context):
             facts["encoder"] = bundle_digest(context.path(settings.encoder))
-        if settings.store is not None:
-            objects = Objects(context.path(settings.store).rstrip("/"))
-            facts["store"] = [sha256_of(objects.get(name)) for name in ("chips.parquet", "split.parquet")]
         return facts
 
     def plan(self, settings: TrainSettings, context: PlanContext) -> tuple[Stage, ...]:
         """One task, after the chips and the encoder."""
         labels = _labels(settings, context.table(settings.labels))
         _check_labels(settings, labels, context.table(settings.labels))
+        chips = ChipSource.of(settings, context)
         if settings.store is not None:
-            _check_store(labels, context.path(settings.store))
-        source = self._source(settings, context)
+            _check_names(labels, chips.where)
+        chips.check_bands(self._source(settings, context).bands, f"the step {settings.step!r}", f"step {settings.step}")
         model = self.model(settings, context)
-        payload: dict[str, Any] = {"labels": context.table(settings.labels)}
-        depends: list[str] = []
-        if settings.store is not None:
-            payload["store"] = context.path(settings.store)
-            stored = [str(band) for band in open_chips(payload["store"])["band"].values]
-            _check_bands(settings, source, stored, payload["store"])
-        else:
-            chips = context.step(settings.chips, verb="chips")
-            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
-            _check_bands(settings, source, chips.settings.bands, f"step {chips.name}")
-            depends += [task.id for task in chips.tasks if task.stage == "groups"]
-            payload["chips"] = chips.name
+        depends = list(chips.depends)
         if settings.encoder is not None and is_step(settings.encoder, context):
             depends += [task.id for task in context.step(settings.encoder).tasks]
         task = Task(
             f"{settings.step}/training/all",
-            payload=payload,
+            payload={"labels": context.table(settings.labels), **chips.payload},
             depends=tuple(depends),
             memory_bytes=_memory(settings, model),
             bytes_out=6 * model.weight_bytes,
@@ -219,21 +202,11 @@ class TrainVerb(ModelVerb):
             return found
         assert settings.backbone is not None, "one of the two is given"
         bands = settings.all_bands
-        size = settings.size
-        if size is None:
-            size = self._chip_size(settings, context)
+        size = settings.size or ChipSource.of(settings, context).size
         expected = expect_encoder(settings.backbone, len(bands), size=size)
         return PlannedModel(
             settings.backbone, bands, "1", 10.0, size, "embedding", expected.features, expected.weight_bytes
         )
-
-    def _chip_size(self, settings: TrainSettings, context: PlanContext) -> int:
-        """Pixels along a side of the chips."""
-        if settings.store is None:
-            chips = context.step(settings.chips, verb="chips")
-            assert isinstance(chips.settings, ChipsSettings), "the verb chips has these settings"
-            return chips.settings.size
-        return int(open_chips(context.path(settings.store)).sizes["x"])
 
     def run(self, settings: TrainSettings, task: Task, context: TaskContext) -> TaskResult:
         """Train, or go on with a training, and put bundle, curves, scores and checkpoints into the step's folder."""
@@ -251,7 +224,7 @@ class TrainVerb(ModelVerb):
         root = TrainingFiles(context)
         root.fetch()
         bundle = train(
-            task.payload.get("store") or context.store.url(task.payload["chips"]),
+            chips_of(task, context),
             root.path,
             _labels(settings, task.payload["labels"]),
             task=settings.task,
@@ -341,14 +314,11 @@ def _check_labels(settings: TrainSettings, labels: pd.DataFrame, path: str) -> N
         )
 
 
-def _check_store(labels: pd.DataFrame, store: str) -> None:
-    """Refuse a store that is not there, or none of whose places has a label, or a set of its split that has none."""
+def _check_names(labels: pd.DataFrame, store: str) -> None:
+    """Refuse a finished store none of whose places has a label, or a set of whose split has none."""
     objects = Objects(store.rstrip("/"))
     chips, split = objects.get("chips.parquet"), objects.get("split.parquet")
-    if chips is None:
-        raise InputError(
-            "there is no finished store of chips", where=store, what_to_do="name the folder of a chips step"
-        )
+    assert chips is not None, "the store is finished"
     labelled = [str(name) for name in labels.dropna()["name"]]
     names = [str(name) for name in pd.read_parquet(io.BytesIO(chips), columns=["name"])["name"]]
     if set(labelled).isdisjoint(names):
@@ -370,19 +340,6 @@ def _check_store(labels: pd.DataFrame, store: str) -> None:
                 what_to_do="label more places, or split the chips again",
                 code="empty-split",
             )
-
-
-def _check_bands(settings: TrainSettings, source: PlannedModel, stored: Sequence[str], where: str) -> None:
-    """Refuse an encoder that needs bands which the chips lack; NDVI is computed from B04 and B08."""
-    needed = {part for band in source.bands for part in (("B04", "B08") if band == "ndvi" else (band,))}
-    missing = sorted(needed - set(stored))
-    if missing:
-        raise InputError(
-            f"the step {settings.step!r} needs {', '.join(missing)}, which the chips lack",
-            where=where,
-            what_to_do=f"their bands are {', '.join(stored)}",
-            code="bands",
-        )
 
 
 def _memory(settings: TrainSettings, model: PlannedModel) -> int:

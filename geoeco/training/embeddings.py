@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -25,11 +24,11 @@ from zarr.codecs import BytesCodec, ZstdCodec
 
 from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError, OutputError
-from geoeco.sampling import open_chips
+from geoeco.sampling import chips_fingerprint, open_chips
 from geoeco.training.bundles import ModelBundle
 from geoeco.training.chip_dataset import ChipDataset
 
-__all__ = ["embed_chips", "location_features", "store_fingerprint"]
+__all__ = ["embed_chips", "location_features"]
 
 _ZARR = "embeddings.zarr"
 _ARRAY = "features"
@@ -38,9 +37,6 @@ _RECORD = "embeddings.json"
 #: Part of the key; raised when the same model and chips would give other numbers.
 _VERSION = 1
 _CHUNK_BYTES = 4 << 20
-#: Of each file of a store of chips so much of the end is read to know it: the index of a shard with its checksum, which
-#: holds the compressed length of every chip, and the whole of small files.
-_TAIL_BYTES = 1 << 16
 
 
 def embed_chips(
@@ -92,7 +88,7 @@ def embed_chips(
         "version": _VERSION,
         "bundle": bundle.fingerprint(),
         "size": bundle.size,
-        "store": store_fingerprint(store),
+        "store": chips_fingerprint(str(store)),
         "seasons": list(dataset.seasons),
         "batch": batch,
     }
@@ -150,29 +146,6 @@ def location_features(embeddings: xr.DataArray, combine: str = "mean") -> xr.Dat
     return values.isel(season=seasons.index(combine), drop=True)
 
 
-def store_fingerprint(store: str | Path) -> str:
-    """SHA-256 of what tells one store of chips from another, wherever it lies.
-
-    Made of its table and the names, sizes and last 64 KiB of its files; of a shard these hold the index with the
-    compressed length of each chip and its checksum.
-
-    Parameters
-    ----------
-    store : str or Path
-        A finished store of chips, folder or fsspec URL.
-    """
-    root = str(store).rstrip("/")
-    table = Objects(root).get("chips.parquet")
-    if table is None:
-        raise OutputError("there is no finished store of chips", where=root, what_to_do="join its parts: finish_chips")
-    digest = hashlib.sha256(table)
-    fs, _ = fsspec.core.url_to_fs(root)
-    for name, (path, size) in _files(f"{root}/chips.zarr").items():
-        digest.update(f"\n{name} {size} ".encode())
-        digest.update(fs.cat_file(path, start=max(size - _TAIL_BYTES, 0), end=size))
-    return digest.hexdigest()
-
-
 def chips_for(bundle: ModelBundle, store: str | Path, seasons: Sequence[str] | None = None) -> ChipDataset:
     """Chips of a store in the form that a model takes, checked against it; no pixel is read.
 
@@ -187,21 +160,18 @@ def chips_for(bundle: ModelBundle, store: str | Path, seasons: Sequence[str] | N
     return dataset
 
 
-def _files(root: str) -> dict[str, tuple[str, int]]:
-    """Path and size of every file below a folder or URL, by relative name."""
-    fs, base = fsspec.core.url_to_fs(root)
-    fs.invalidate_cache()
-    found = fs.find(base, detail=True)
-    return {name[len(base) :].lstrip("/"): (name, int(found[name]["size"])) for name in sorted(found)}
+def _sizes(folder: str) -> dict[str, int]:
+    """Bytes of the files of the embeddings, by name."""
+    found = Objects(folder).sizes(_ZARR)
+    return {key.removeprefix(f"{_ZARR}/"): size for key, size in found.items()}
 
 
 def _is_whole(folder: str) -> bool:
     body = Objects(folder).get(_RECORD)
     if body is None:
         return False
-    there = {name: size for name, (_, size) in _files(f"{folder}/{_ZARR}").items()}
     try:
-        return bool(json.loads(body)["files"] == there)
+        return bool(json.loads(body)["files"] == _sizes(folder))
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -293,6 +263,6 @@ def _write(
             flush()
     if held:
         flush()
-    files = {name: size for name, (_, size) in _files(f"{folder}/{_ZARR}").items()}
+    files = _sizes(folder)
     record = {**known, "names": list(dataset.names), "model": bundle.name, "files": files}
     Objects(folder).put(_RECORD, [(json.dumps(record, indent=1) + "\n").encode()])

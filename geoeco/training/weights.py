@@ -26,7 +26,7 @@ from geoeco.training.chip_dataset import NDVI
 from geoeco.training.statistics import seco_eco_normalisation
 from geoeco.training.torchgeo_adapter import hub_meta, hub_state
 
-__all__ = ["LoadedWeights", "hub_bundle", "load_weights", "source_identity"]
+__all__ = ["LoadedWeights", "check_weights", "hub_bundle", "load_weights", "source_identity"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9]+(_[A-Za-z0-9]+)*_Weights\.\w+")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -81,7 +81,45 @@ def load_weights(module: nn.Module, source: str | Path, *, prefix: str | None = 
     """
     where = str(source)
     tensors = hub_state(where) if _is_hub_name(where) else _read(Path(source))
-    wanted = module.state_dict()
+    taken, ignored = _fitting(tensors, module.state_dict(), where, prefix)
+    module.load_state_dict(taken, strict=False)
+    return LoadedWeights(where, _digest(taken), ignored)
+
+
+def check_weights(module: nn.Module, source: str | Path, in_channels: int) -> None:
+    """Refuse weights that `load_weights` would refuse, as far as that is known without downloading them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        May be on the device ``meta``.
+    source : str or Path
+        As of `load_weights`. A file is read; of torchgeo's weights the name and the number of channels are looked at.
+    in_channels : int
+        Of the module's input.
+
+    Raises
+    ------
+    InputError
+    """
+    where = str(source)
+    if not _is_hub_name(where):
+        _fitting(_read(Path(source)), module.state_dict(), where, None)
+        return
+    channels = hub_meta(where).get("in_chans", in_channels)
+    if channels != in_channels:
+        raise InputError(
+            f"the weights are for {channels} channels, the network has {in_channels}",
+            where=where,
+            what_to_do="use the bands that they were trained on",
+            code="weights",
+        )
+
+
+def _fitting(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], where: str, prefix: str | None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Tensors of a source that a module takes, by the module's names, and names of those that it has no place for."""
     prefix = _prefix(set(tensors), set(wanted), where) if prefix is None else prefix
     found = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     # counters that older versions of torch did not keep
@@ -114,9 +152,8 @@ def load_weights(module: nn.Module, source: str | Path, *, prefix: str | None = 
             what_to_do="take weights of a training that did not diverge",
             code="weights",
         )
-    module.load_state_dict(taken, strict=False)
     ignored = tuple(name for name in tensors if name.removeprefix(prefix) not in taken or not name.startswith(prefix))
-    return LoadedWeights(where, _digest(taken), ignored)
+    return taken, ignored
 
 
 def source_identity(source: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -19,9 +18,9 @@ from geoeco.engine import RunStore, TaskContext  # noqa: E402
 from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
 from geoeco.models import build  # noqa: E402
 from geoeco.steps.bundles import PlannedModel  # noqa: E402
-from geoeco.steps.evaluate import check_bands  # noqa: E402
 from geoeco.training import ModelBundle, Normalisation, evaluate, untrained  # noqa: E402
 from tests.training.drawn_chips import BANDS, draw_store  # noqa: E402
+from tests.training.stores import pixels, store_of  # noqa: E402
 
 ARGUMENTS = {"name": "resnet10t", "in_channels": 3}
 
@@ -220,15 +219,12 @@ def test_the_model_of_a_step_that_failed_is_not_taken_from_its_folder(world, tmp
         step.verb.run(step.settings, step.tasks[0], context)
 
 
-def test_bands_that_the_chips_of_the_recipe_lack_are_named_with_the_encoder(world):
-    models = {"first": PlannedModel.read(str(world / "bundles" / "first"))}
-    settings = recipe(world).steps[0]
-    check_bands(settings, models, ("B08", "B04", "B02"))
-    with pytest.raises(InputError, match="encoder 'first' needs the band B08"):
-        check_bands(settings, models, ("B02", "B04"))
-    vegetation = {"index": dataclasses.replace(models["first"], bands=("ndvi",))}
-    with pytest.raises(InputError, match="encoder 'index' needs the band B04"):
-        check_bands(settings, vegetation, ("B02", "B08"))
+def test_bands_that_the_chips_lack_are_named_with_the_encoder(world, tmp_path):
+    shutil.copytree(world / "bundles", tmp_path / "bundles")
+    (tmp_path / "labels.csv").symlink_to(world / "labels.csv")
+    store_of(tmp_path / "chips", pixels(4, bands=2), bands=("B02", "B04"))
+    with pytest.raises(InputError, match="the encoder 'first' needs B08, which the chips lack"):
+        recipe(tmp_path).plan()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ torch = pytest.importorskip("torch", reason="needs the extra ml")
 
 from geoeco.engine import RunStore  # noqa: E402
 from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
+from geoeco.models import create_backbone  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.pretrain import PretrainSettings, _names, training_memory  # noqa: E402
 from geoeco.training import ModelBundle, fitting, pretrain, pretraining  # noqa: E402
@@ -176,6 +179,41 @@ def test_another_store_or_table_changes_the_hash(folder, tmp_path):
     assert hash_of(tmp_path) != hash_of(folder)
 
 
+def test_weights_to_start_from_that_cannot_be_used_are_refused_when_planning(folder, tmp_path):
+    (tmp_path / "store").symlink_to(folder / "store")
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    good = create_backbone("test_resnet", 4).state_dict()
+    name = next(iter(good))
+    for content, what in (
+        (Trap(), "more than tensors, or is damaged"),
+        ({key: value for key, value in good.items() if key != name}, "the weights lack"),
+        (create_backbone("test_resnet", 3).state_dict(), "weights of another shape"),
+        ({**good, name: good[name] * float("nan")}, "not finite"),
+    ):
+        torch.save(content, tmp_path / "start.pth")
+        with pytest.raises(InputError, match=what):
+            recipe(tmp_path, "steps.0.initial_weights=start.pth").plan()
+    assert not (tmp_path / "ran").exists()
+    torch.save(good, tmp_path / "start.pth")
+    assert recipe(tmp_path, "steps.0.initial_weights=start.pth").plan().steps
+
+
+def test_a_store_whose_pixels_were_changed_is_another_store_though_its_tables_are_the_same(folder, tmp_path):
+    shutil.copytree(folder / "store", tmp_path / "store")
+    assert hash_of(tmp_path) == hash_of(folder), "a store is known wherever it lies"
+    tables = [(tmp_path / "store" / name).read_bytes() for name in ("chips.parquet", "split.parquet")]
+    changed = pixels(13)
+    changed[7, 2, 1] = 500
+    shutil.rmtree(tmp_path / "store" / "chips.zarr")
+    store_of(tmp_path / "store", changed)
+    assert tables == [(tmp_path / "store" / name).read_bytes() for name in ("chips.parquet", "split.parquet")]
+    assert hash_of(tmp_path) != hash_of(folder)
+
+
 def test_settings_of_the_step_are_those_of_the_function():
     function = inspect.signature(pretrain).parameters
     fields = PretrainSettings.model_fields
@@ -223,6 +261,9 @@ def test_a_split_that_is_no_table_of_sets_is_an_input_error(tmp_path, content):
         (("steps.0.favoured=mountains",), "mountains"),
         (("steps.0.initial_weights=none.pth",), "no such file"),
         (("inputs.tables.m=none.csv", "steps.0.favoured=m"), "no such file"),
+        (("steps.0.bands=[B02,B04,B08,B05]",), "needs B05, which the chips lack"),
+        (("steps.0.initial_weights=ResNet50_Weights.SENTINEL2_NONE",), "no weights"),
+        (("steps.0.initial_weights=ResNet50_Weights.SENTINEL2_ALL_SECO_ECO",), "for 12 channels, the network has 4"),
     ],
 )
 def test_what_is_not_there_is_refused_when_planning(folder, settings, what):

@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra ml")
 
 from geoeco.errors import InputError, OutputError  # noqa: E402
+from geoeco.sampling import chips_fingerprint  # noqa: E402
 from geoeco.training import Normalisation, embed_chips, location_features  # noqa: E402
-from geoeco.training.embeddings import store_fingerprint  # noqa: E402
 
 from .drawn_chips import Means, bundle_of, draw_store  # noqa: E402
 
@@ -120,7 +120,7 @@ def test_the_second_call_reads_what_the_first_has_written(drawn, tmp_path):
     assert module.batches == []
     assert again.identical(first)
     assert again.attrs["bundle"] == bundle_of(Means()).fingerprint()
-    assert again.attrs["store"] == store_fingerprint(drawn.store)
+    assert again.attrs["store"] == chips_fingerprint(drawn.store)
 
 
 def test_another_model_window_or_season_has_embeddings_of_its_own(drawn, tmp_path):
@@ -157,7 +157,7 @@ def test_other_pixels_are_other_embeddings_though_the_table_is_the_same(drawn, t
 
 def test_a_store_is_known_wherever_it_lies(drawn, tmp_path):
     shutil.copytree(drawn.store, tmp_path / "moved")
-    assert store_fingerprint(tmp_path / "moved") == store_fingerprint(drawn.store)
+    assert chips_fingerprint(str(tmp_path / "moved")) == chips_fingerprint(drawn.store)
 
 
 @pytest.mark.parametrize("damage", ["record", "chunk", "cut"])
