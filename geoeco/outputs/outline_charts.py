@@ -90,7 +90,7 @@ def outline_chart(
     axes.imshow(image, extent=(left, right, bottom, top), interpolation="nearest")
     for name in names:
         lines = _rings(frame.geometry.to_numpy()[values == name])
-        for width, colour, alpha in ((2.4, "black", 0.5), (1.2, palette.get(name, _GREY), 1.0)):
+        for width, colour, alpha in ((4.0, "black", 0.6), (2.0, palette.get(name, _GREY), 1.0)):
             axes.add_collection(LineCollection(lines, linewidths=width, colors=colour, alpha=alpha))
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)

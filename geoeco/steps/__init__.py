@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from geoeco.engine import Registry
 from geoeco.steps.chips import ChipsVerb
+from geoeco.steps.classify_crowns import ClassifyCrownsVerb
 from geoeco.steps.cog import CogVerb
+from geoeco.steps.crown_alignment import CrownAlignmentVerb
 from geoeco.steps.cube import CubeVerb
 from geoeco.steps.embed import EmbedVerb
 from geoeco.steps.evaluate import EvaluateVerb
@@ -13,6 +15,7 @@ from geoeco.steps.predict import PredictVerb
 from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.train import TrainVerb
+from geoeco.steps.train_crowns import TrainCrownsVerb
 from geoeco.steps.train_segmentation import TrainSegmentationVerb
 from geoeco.steps.uav_chips import UavChipsVerb
 from geoeco.steps.windows import WindowsVerb
@@ -31,6 +34,9 @@ for _verb in (
     EvaluateVerb,
     TrainVerb,
     TrainSegmentationVerb,
+    TrainCrownsVerb,
+    CrownAlignmentVerb,
+    ClassifyCrownsVerb,
     PredictVerb,
     CogVerb,
 ):

@@ -63,7 +63,8 @@ def rarity_scores(
     Returns
     -------
     dict of str to float
-        ``macro_f1`` and ``accuracy`` as of `geoeco.training.scores`, ``mcc`` (Gorodkin's multi-class correlation),
+        ``macro_f1`` and ``accuracy`` as of `geoeco.training.scores`, ``mcc`` (Gorodkin's multi-class correlation;
+        NaN where there is one class only),
         ``top<k>_accuracy`` where there are more classes than that; and of each bin that has a crown
         ``macro_f1:<bin>``, the mean F1 of the bin's classes that occur, where a prediction of such a class for a crown
         of any other counts against it, and ``accuracy:<bin>``, the share of the bin's crowns that are right.
@@ -79,7 +80,10 @@ def rarity_scores(
         raise InputError("a class without a training crown cannot be scored", what_to_do="leave out its crowns")
     names = frequency_bins(edges)
     found = probability.argmax(axis=1)
-    result = {**scores("single-label", targets, probability), "mcc": float(matthews_corrcoef(targets, found))}
+    result = scores("single-label", targets, probability)
+    # with one class in both it is not defined
+    several = len(np.union1d(targets, found)) > 1
+    result["mcc"] = float(matthews_corrcoef(targets, found)) if several else float("nan")
     if top < probability.shape[1]:
         own = np.take_along_axis(probability, targets[:, None], axis=1)
         # of a tie the class is taken to come last

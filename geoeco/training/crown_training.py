@@ -46,7 +46,7 @@ from geoeco.training.samplers import LocationBatches
 from geoeco.training.season_contrast import Schedule, schedule_factor
 from geoeco.training.targets import Targets
 
-__all__ = ["LabelledCrowns", "labelled_crowns", "train_crowns"]
+__all__ = ["LabelledCrowns", "folds_of_blocks", "labelled_crowns", "train_crowns"]
 
 PARTS = ("train", "val", "test")
 #: Outliers that are held in memory; of more, so many are drawn.
@@ -528,9 +528,10 @@ def _surest(learner: CrownPrediction, images: Tensor, batch: int) -> npt.NDArray
     """Largest probabilities of images ``(N, band, y, x)``."""
     device = learner.model.head.weight.device
     learner.eval()
-    found = [
-        predicted(learner.model, learner.raw({"image": part.to(device)})[0]).max(axis=1) for part in torch.split(images, batch)
-    ]
+    found = []
+    for part in torch.split(images, batch):
+        raw, _ = learner.raw({"image": part.to(device)})
+        found.append(predicted(learner.model, raw).max(axis=1))
     return np.concatenate(found)
 
 
@@ -539,16 +540,39 @@ def _applicability(
 ) -> AreaOfApplicability | None:
     """Area of applicability of the training crowns, held out by block; None where there are too few blocks."""
     rows = known.table[known.table["split"] == "train"]
-    blocks = rows["block"].to_numpy(dtype=np.int64)
-    _, counts = np.unique(blocks, return_counts=True)
-    if (counts >= 2).sum() < 2:
+    folds = folds_of_blocks(rows["block"].to_numpy(dtype=np.int64))
+    if folds is None:
         _log.warning(
             "the training crowns lie in fewer than two blocks of two crowns: the model has no area of applicability"
         )
         return None
     features = embed_crowns(bundle, store, samples=[int(sample) for sample in rows["sample"]], batch=batch).features
     components = min(COMPONENTS, features.shape[1], len(features) - 1)
-    return AreaOfApplicability(components=components).fit(features, blocks)
+    return AreaOfApplicability(components=components).fit(features, folds)
+
+
+def folds_of_blocks(blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """Spatial folds of crowns, of two or more each: their blocks, where lone crowns share one.
+
+    Parameters
+    ----------
+    blocks : numpy.ndarray of int64, shape (crown,)
+
+    Returns
+    -------
+    numpy.ndarray of int64, or None
+        ``(crown,)``; None where there are fewer than two such folds.
+    """
+    numbers, position, counts = np.unique(blocks, return_inverse=True, return_counts=True)
+    lone = counts < 2
+    if lone.sum() == 1 and (~lone).any():
+        # it joins the smallest block
+        joined = int(np.argmin(np.where(lone, len(blocks) + 1, counts)))
+        folds = np.where(lone, joined, np.arange(len(numbers)))[position]
+    else:
+        folds = np.where(lone, len(numbers), np.arange(len(numbers)))[position]
+    _, sizes = np.unique(folds, return_counts=True)
+    return folds if len(sizes) > 1 and sizes.min() > 1 else None
 
 
 def _training_hash(

@@ -29,7 +29,7 @@ from geoeco.training import (  # noqa: E402
 )
 from geoeco.training.crown_chips import pixel_statistics  # noqa: E402
 from geoeco.training.crown_learning import relit  # noqa: E402
-from geoeco.training.crown_training import labelled_crowns  # noqa: E402
+from geoeco.training.crown_training import folds_of_blocks, labelled_crowns  # noqa: E402
 from tests.training.drawn_crowns import BANDS, draw_crowns  # noqa: E402
 
 SPECIES = ["birch", "larch", "oak"] * 14 + ["birch"] * 4 + ["larch", "oak"]
@@ -143,6 +143,7 @@ def test_a_bin_without_a_tested_crown_has_no_score():
     scores = rarity_scores(np.array([0, 0]), np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([30, 5]))
     assert "macro_f1:1-10" not in scores
     assert scores["macro_f1:11-50"] == 1.0
+    assert np.isnan(scores["mcc"])
     with pytest.raises(InputError, match="cannot be scored"):
         rarity_scores(np.array([0]), np.array([[1.0, 0.0]]), np.array([1, 0]))
     with pytest.raises(InputError, match="edges"):
@@ -177,6 +178,22 @@ def test_the_area_of_applicability_holds_like_crowns_and_not_what_looks_like_no_
     image = torch.rand((20, 3, 16, 16), generator=torch.Generator().manual_seed(0)).mul(8).frac()
     strange = bundle.module.encoder(bundle.normalisation(1 - image)).detach().numpy()
     assert not bundle.applicability.predict(strange)[1].any()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "folds"),
+    [
+        ([5, 5, 7, 7, 7], [0, 0, 1, 1, 1]),
+        ([5, 5, 7, 7, 7, 9], [0, 0, 1, 1, 1, 0]),
+        ([5, 5, 7, 9], [0, 0, 3, 3]),
+        ([5, 7, 9], None),
+        ([5, 5, 5], None),
+        ([5, 5, 5, 7], None),
+    ],
+)
+def test_folds_are_blocks_and_lone_crowns_share_one(blocks, folds):
+    found = folds_of_blocks(np.array(blocks))
+    assert (None if found is None else found.tolist()) == folds
 
 
 @pytest.mark.parametrize("step", [4])

@@ -1,0 +1,175 @@
+"""The verb ``classify_crowns``: the species of crowns on the map, as a GeoPackage with doubt, height and ground.
+
+Settings and bookkeeping only; the answers are `geoeco.mapping.classify_crowns`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from geoeco.engine import Output, PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult, Verb
+from geoeco.errors import InputError
+from geoeco.outputs import write_gpkg
+from geoeco.outputs.chip_sheets import mosaic_picture
+from geoeco.outputs.outline_charts import outline_chart
+from geoeco.sensors.orthomosaic import describe_orthomosaic
+from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_url, is_step, planned_model
+from geoeco.steps.crown_tables import crowns_of_chips
+from geoeco.steps.layers import digest_of
+from geoeco.steps.model_costs import network_bytes
+from geoeco.steps.uav_chips import UavChipsSettings
+from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+__all__ = ["ClassifyCrownsSettings", "ClassifyCrownsVerb"]
+
+GPKG, PICTURE = "crowns.gpkg", "crowns.png"
+#: Pixels of the longer side of the picture's imagery.
+_PICTURE_PIXELS = 1000
+
+
+class ClassifyCrownsSettings(UavChipSourceSettings):
+    """Which model, on which crowns."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "batch"})
+
+    verb: Literal["classify_crowns"] = "classify_crowns"
+    bundle: RecipePath = Field(description="a train_crowns step, or the folder of a model bundle")
+    crowns: str | None = Field(None, description="table of the inputs with crowns; that of the chips when not given")
+    mosaic: str | None = Field(
+        None, description="table of the inputs with the orthomosaic of the picture; the first of the chips if null"
+    )
+    min_height_m: float | None = Field(None, gt=0, description="crowns that are known to be lower are left out, metres")
+    batch: int = Field(64, ge=1, description="crowns at a time")
+
+
+class ClassifyCrownsVerb(Verb):
+    """Tell the species of crowns."""
+
+    name: ClassVar[str] = "classify_crowns"
+    Settings = ClassifyCrownsSettings
+
+    def fingerprint(self, settings: ClassifyCrownsSettings, context: PlanContext) -> Mapping[str, Any]:
+        """Digests of chips, crowns and a model that are not made in this run."""
+        facts: dict[str, Any] = {}
+        if not is_step(settings.bundle, context):
+            facts["bundle"] = bundle_digest(context.path(settings.bundle))
+        if settings.store is not None:
+            facts["store"] = uav_store_facts(context.path(settings.store))
+        mosaic = _mosaic_path(settings, context)
+        if mosaic is not None:
+            facts["mosaic"] = describe_orthomosaic(mosaic).fingerprint
+        return facts
+
+    def plan(self, settings: ClassifyCrownsSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """One task, after the chips and the model."""
+        where = f"step {settings.step}"
+        chips = UavChipSource.of(settings, context)
+        chips.check_crowns(where)
+        model = planned_model(settings.bundle, context, f"{where}: bundle")
+        _check_model(settings, model, chips)
+        if settings.store is not None and settings.crowns is None:
+            raise InputError(
+                "a store does not hold the outlines of its crowns", where=where, what_to_do="name the table: crowns"
+            )
+        depends = list(chips.depends)
+        if is_step(settings.bundle, context):
+            depends += [task.id for task in context.step(settings.bundle).tasks]
+        payload = dict(chips.payload)
+        if settings.crowns is not None:
+            payload["crowns"] = context.table(settings.crowns)
+        mosaic = _mosaic_path(settings, context)
+        if mosaic is not None:
+            payload["mosaic"] = mosaic
+        task = Task(
+            f"{settings.step}/crowns/all",
+            payload=payload,
+            depends=tuple(dict.fromkeys(depends)),
+            memory_bytes=network_bytes(model, settings.batch) + 64 * 2**20 + 64 * _PICTURE_PIXELS**2,
+        )
+        return (Stage("crowns", (task,)),)
+
+    def run(self, settings: ClassifyCrownsSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Apply the model and write the crowns, and a picture of them over the mosaic."""
+        from geoeco.mapping import classify_crowns
+        from geoeco.training import ModelBundle
+
+        store = uav_chips_of(task, context)
+        bundle = ModelBundle.load(bundle_url(settings.bundle, context))
+        crowns = crowns_of_chips(task, context, store, task.payload.get("crowns"))
+        found = classify_crowns(store, bundle, crowns, batch=settings.batch, min_height_m=settings.min_height_m)
+        if not len(found):
+            raise InputError("all crowns are lower than min_height_m", where=context.folder, code="no-locations")
+        tags = {"GEOECO_MODEL": bundle.name, "GEOECO_MODEL_FINGERPRINT": bundle.fingerprint()}
+        folder = context.scratch_path
+        written = write_gpkg(found, folder / GPKG, layer="crowns", description="species of crowns", tags=tags)
+        outputs = [_put(context, written.path, "data")]
+        if "mosaic" in task.payload:
+            title = f"{context.recipe.name}: {context.folder}"
+            picture = _picture(task.payload["mosaic"], found, folder / PICTURE, title)
+            outputs.append(_put(context, picture, "quicklook", title=f"Species of crowns, {context.folder}"))
+        counts = {str(name): int(n) for name, n in found["class"].value_counts().sort_index().items()}
+        return TaskResult(
+            digest=digest_of([written.sha256]),
+            outputs=tuple(outputs),
+            stats={"crowns": len(found), "classes": counts, **found.attrs},
+        )
+
+    def open(self, settings: ClassifyCrownsSettings, context: RunContext) -> Any:
+        """Read the crowns."""
+        import geopandas as gpd
+
+        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")))
+
+
+def _check_model(settings: ClassifyCrownsSettings, model: PlannedModel, chips: UavChipSource) -> None:
+    where = f"step {settings.step}: bundle"
+    if model.task != "classification":
+        raise InputError(
+            f"the model {settings.bundle!r} is for {model.task}, not for classes",
+            where=where,
+            what_to_do="name a train_crowns step, or the folder of its bundle",
+            code="bundle",
+        )
+    if model.bands != chips.bands or abs(model.resolution - chips.resolution) > 1e-6 * chips.resolution:
+        raise InputError(
+            f"the model takes {', '.join(model.bands)} at {model.resolution:g} m, the chips have "
+            f"{', '.join(chips.bands)} at {chips.resolution:g} m",
+            where=where,
+            what_to_do="cut chips with the bands and target_gsd that it learned from",
+            code="bands",
+        )
+
+
+def _mosaic_path(settings: ClassifyCrownsSettings, context: PlanContext) -> str | None:
+    """Path of the mosaic that the picture is drawn over."""
+    if settings.mosaic is not None:
+        return context.table(settings.mosaic)
+    if settings.store is not None:
+        return None
+    step = context.step(settings.chips, verb="uav_chips")
+    assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
+    names = step.settings.mosaic
+    return context.table(names if isinstance(names, str) else names[0])
+
+
+def _picture(path: str, crowns: gpd.GeoDataFrame, target: Path, title: str) -> Path:
+    """Crowns over the mosaic."""
+    mosaic = describe_orthomosaic(path)
+    image, bounds = mosaic_picture(mosaic, size=_PICTURE_PIXELS)
+    return outline_chart(image, bounds, crowns.to_crs(mosaic.geobox.crs), target, column="class", title=title)
+
+
+def _put(context: TaskContext, path: Path, kind: str, title: str = "") -> Output:
+    content = Path(path).read_bytes()
+    name = f"{context.folder}/{Path(path).name}"
+    context.store.write_bytes(name, content)
+    return Output(name, len(content), hashlib.sha256(content).hexdigest(), kind=kind, title=title)
