@@ -64,7 +64,7 @@ def write_gpkg(
         type of all rows, ``MultiPolygon`` where there are polygons of both types (and so for points and lines).
     description : str
     tags : mapping of str to str, optional
-        Where the layer comes from, as metadata of the file: for example ``GEOECO_MODEL``.
+        Where the layer comes from, as metadata of the layer: for example ``GEOECO_MODEL``.
 
     Returns
     -------
@@ -108,7 +108,8 @@ def write_gpkg(
                     promote_to_multi=kind.startswith("Multi"),
                     dataset_options={"VERSION": _GPKG_VERSION},
                     layer_options={"DESCRIPTION": description} if description else None,
-                    dataset_metadata=dict(tags) if tags else None,
+                    # of the layer: readers of a file's own metadata leave a sidecar beside it
+                    layer_metadata=dict(tags) if tags else None,
                 )
             held = pyogrio.read_info(temporary, layer=layer)["features"]
             if held != len(frame):

@@ -11,6 +11,7 @@ from geoeco.steps.cube import CubeVerb
 from geoeco.steps.embed import EmbedVerb
 from geoeco.steps.evaluate import EvaluateVerb
 from geoeco.steps.layers import Layer, RasterVerb
+from geoeco.steps.polygons import PolygonsVerb
 from geoeco.steps.predict import PredictVerb
 from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
@@ -38,6 +39,7 @@ for _verb in (
     CrownAlignmentVerb,
     ClassifyCrownsVerb,
     PredictVerb,
+    PolygonsVerb,
     CogVerb,
 ):
     registry.register(_verb)

@@ -56,7 +56,8 @@ def test_what_is_read_back_is_what_was_written(crowns, tmp_path):
     assert back["date"].dt.date.tolist()[:2] == [dt.date(2024, 6, 1), dt.date(2024, 6, 2)]
     info = pyogrio.read_info(written.path)
     assert info["layer_name"] == "crowns"
-    assert info["dataset_metadata"]["GEOECO_MODEL"] == "m"
+    assert info["layer_metadata"]["GEOECO_MODEL"] == "m"
+    assert [path.name for path in written.path.parent.iterdir()] == ["crowns.gpkg"], "readers leave nothing beside it"
 
 
 def test_a_table_is_always_the_same_file_and_the_clock_is_not_in_it(crowns, tmp_path):

@@ -1,0 +1,381 @@
+"""The verb ``polygons``: the regions of a class map as a GeoPackage, with class, area and score.
+
+Stages: ``parts`` labels each block; ``join`` finds which parts are one region, and lets small ones go up in their
+neighbours; ``outlines`` draws the regions of each block; ``table`` joins them and writes. Settings and bookkeeping
+only; the regions are `geoeco.mapping.regions`' and the outlines `geoeco.mapping.outlines`'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+import xarray as xr
+from pydantic import Field
+
+from geoeco.cubes import open_rasters
+from geoeco.engine import (
+    Output,
+    PlanContext,
+    PlannedStep,
+    RunContext,
+    Stage,
+    StepSettings,
+    Task,
+    TaskContext,
+    TaskResult,
+    Verb,
+)
+from geoeco.errors import InputError
+from geoeco.mapping.map_polygons import class_names, class_nodata, ground_pixel, minimum_pixels, polygon_table
+from geoeco.mapping.outlines import block_outlines, join_outlines
+from geoeco.mapping.regions import Parts, Regions, join_parts, label_block
+from geoeco.outputs import ClassTable, write_gpkg
+from geoeco.outputs.outline_charts import outline_chart
+from geoeco.steps.layers import Layer, RasterVerb, digest_of
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+__all__ = ["PolygonsSettings", "PolygonsVerb"]
+
+GPKG, PICTURE, LAYER = "habitats.gpkg", "habitats.png", "habitats"
+#: Pixels of the longer side of the picture's map, and polygons that it shows, the largest ones.
+_PICTURE_PIXELS, _PICTURE_POLYGONS = 1000, 5000
+#: Upper bounds of what a task holds: of a pixel of its block, and of a pixel of the whole map in the last task (some
+#: hundred bytes for a region, and a region for every two hundred pixels).
+_BLOCK_BYTES, _MAP_BYTES = 160, 4
+
+
+class PolygonsSettings(StepSettings):
+    """Which map, and which regions of it become polygons."""
+
+    verb: Literal["polygons"] = "polygons"
+    source: str | None = Field(
+        None, description="name of the step that maps classes; the nearest raster step before when not given"
+    )
+    variable: str = Field("class", description="its variable of classes")
+    score: str | None = Field(
+        "confidence", description="its variable, 0 to 1, of which a polygon has the mean as score; null for none"
+    )
+    classes: tuple[str | int, ...] | None = Field(
+        None, min_length=1, description="names or codes of the classes that are written; all when not given"
+    )
+    min_area_m2: float = Field(0.0, ge=0, description="minimum mapping unit, square metres")
+    small: Literal["merge", "drop"] = Field(
+        "merge", description="let smaller regions go up in the neighbour with the longest border, or leave them out"
+    )
+    connectivity: Literal[4, 8] = Field(4, description="8: pixels that touch in a corner alone are one region")
+    fill_holes_m2: float = Field(0.0, ge=0, description="holes below this area are filled, square metres")
+
+
+class PolygonsVerb(Verb):
+    """Draw the regions of a class map."""
+
+    name: ClassVar[str] = "polygons"
+    Settings = PolygonsSettings
+    uses_grid: ClassVar[bool] = True
+
+    def plan(self, settings: PolygonsSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """A task a block for the parts, one that joins them, one a block for the outlines, and one for the table."""
+        source, layer = _source(settings, context)
+        ground_pixel(_map_grid(context, layer))
+        common = {
+            "store": RasterVerb.store_name(source),
+            "variable": settings.variable,
+            "score": settings.score,
+            "profile": layer.profile,
+            "layer": layer.name,
+        }
+        made = {task.key: task.id for task in source.tasks if task.stage == "blocks"}
+        blocks = [block for block in context.blocks if block.id in made]
+        windows = {
+            block.id: {name: [span[0] // layer.stride, math.ceil(span[1] / layer.stride)] for name, span in spans}
+            for block in blocks
+            for spans in ((("y", block.y), ("x", block.x)),)
+        }
+        pixels = {key: math.prod(span[1] - span[0] for span in window.values()) for key, window in windows.items()}
+
+        def tasks(stage: str, depends: Mapping[str, tuple[str, ...]]) -> tuple[Task, ...]:
+            return tuple(
+                Task(
+                    f"{settings.step}/{stage}/{block.id}",
+                    payload={**common, **windows[block.id]},
+                    depends=depends[block.id],
+                    memory_bytes=_BLOCK_BYTES * pixels[block.id] + 64 * 2**20,
+                    bytes_in=5 * pixels[block.id],
+                    bytes_out=pixels[block.id] // 4,
+                    block=(block.row, block.col),
+                )
+                for block in blocks
+            )
+
+        total = sum(pixels.values())
+        parts = tasks("parts", {key: (name,) for key, name in made.items()})
+        join = Task(
+            f"{settings.step}/join/all",
+            payload=common,
+            depends=tuple(task.id for task in parts),
+            memory_bytes=_MAP_BYTES * total + 64 * 2**20,
+        )
+        outlines = tasks("outlines", {task.key: (task.id, join.id) for task in parts})
+        table = Task(
+            f"{settings.step}/table/all",
+            payload=common,
+            depends=(join.id, *(task.id for task in outlines)),
+            memory_bytes=_MAP_BYTES * total + 64 * _PICTURE_PIXELS**2 + 192 * 2**20,
+        )
+        return (
+            Stage("parts", parts),
+            # over the blocks that are there: the map has holes where others failed
+            Stage("join", (join,), needs_all=False),
+            Stage("outlines", outlines),
+            Stage("table", (table,), needs_all=False),
+        )
+
+    def prepare(self, settings: PolygonsSettings, context: RunContext) -> None:
+        """Check that the map is one of classes, and has those that are asked for."""
+        source, _ = _source(settings, context.plan)
+        classes = open_rasters(context.store.url(RasterVerb.store_name(source)))[settings.variable]
+        class_nodata(classes)
+        _codes(settings, class_names(classes))
+
+    def run(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Label a block, join, draw a block, or write."""
+        stages = {"parts": self._parts, "join": self._join, "outlines": self._outlines, "table": self._table}
+        return stages[task.stage](settings, task, context)
+
+    def open(self, settings: PolygonsSettings, context: RunContext) -> gpd.GeoDataFrame:
+        """Read the polygons."""
+        import geopandas as gpd
+
+        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")))
+
+    def _parts(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
+        _, parts = _labelled(task, context)
+        return _kept(context, f"parts/{task.key}", parts.arrays(), parts=len(parts.code))
+
+    def _join(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
+        keys = _there(task, context, "parts")
+        if not keys:
+            raise InputError("no block of the map is there", where=context.folder)
+        classes = open_rasters(context.store.url(task.payload["store"]))[task.payload["variable"]]
+        pixel_m2, _ = ground_pixel(classes.odc.geobox)
+        regions = join_parts(
+            [Parts.from_arrays(_read(context, f"parts/{key}")) for key in keys],
+            connectivity=settings.connectivity,
+            min_pixels=minimum_pixels(settings.min_area_m2, pixel_m2),
+            small=settings.small,
+        )
+        results = [
+            _kept(context, f"lookup/{key}", {"region": lookup})
+            for key, lookup in zip(keys, regions.lookup, strict=True)
+        ]
+        table: dict[str, npt.NDArray[Any]] = {
+            "code": regions.code,
+            "pixels": regions.pixels,
+            "own": regions.own,
+            "score": regions.score,
+        }
+        results.append(_kept(context, "regions", table))
+        return TaskResult(
+            digest=digest_of(result.digest for result in results),
+            outputs=tuple(output for result in results for output in result.outputs),
+            stats={"regions": len(regions), "merged": regions.merged, "dropped": regions.dropped},
+        )
+
+    def _outlines(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
+        labels, parts = _labelled(task, context)
+        lookup = _read(context, f"lookup/{task.key}")["region"]
+        numbers, pieces = block_outlines(lookup[labels], (int(parts.y[0]), int(parts.x[0])))
+        if not len(numbers):
+            return _kept(context, f"outlines/{task.key}", {"region": numbers}, pieces=0)
+        _, corners, (rings, polygons) = shapely.to_ragged_array(pieces)
+        arrays = {"region": numbers, "corners": corners.astype(np.int32), "rings": rings, "polygons": polygons}
+        return _kept(context, f"outlines/{task.key}", arrays, pieces=len(numbers))
+
+    def _table(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
+        classes = open_rasters(context.store.url(task.payload["store"]))[task.payload["variable"]]
+        names = class_names(classes)
+        read = [_pieces(_read(context, f"outlines/{key}")) for key in _there(task, context, "outlines")]
+        numbers, outlines = join_outlines([one[0] for one in read], [one[1] for one in read])
+        held = _read(context, "regions")
+        # regions of blocks whose outlines failed are not there
+        regions = Regions(
+            lookup=(),
+            code=held["code"][numbers - 1],
+            pixels=held["pixels"][numbers - 1],
+            own=held["own"][numbers - 1],
+            score=held["score"][numbers - 1],
+            dropped=0,
+            merged=0,
+        )
+        table = polygon_table(
+            regions,
+            outlines,
+            classes.odc.geobox,
+            names,
+            fill_holes_m2=settings.fill_holes_m2,
+            classes=_codes(settings, names),
+        )
+        profile = task.payload["profile"]
+        tags = context.store.read_json(profile)[task.payload["layer"]].get("tags", {}) if profile else {}
+        folder = context.scratch_path
+        written = write_gpkg(
+            table,
+            folder / GPKG,
+            layer=LAYER,
+            geometry_type="MultiPolygon",
+            description=f"regions of one {settings.variable}",
+            tags=tags,
+        )
+        outputs = [_put(context, written.path.read_bytes(), GPKG, "data", "Polygons")]
+        if len(table):
+            picture = _picture(classes, table, folder / PICTURE, f"{context.recipe.name}: {context.folder}")
+            outputs.append(_put(context, picture.read_bytes(), PICTURE, "quicklook", "Polygons of the map"))
+        area = table.groupby("class")["area_m2"].sum()
+        return TaskResult(
+            digest=written.sha256,
+            outputs=tuple(outputs),
+            stats={
+                "polygons": len(table),
+                "area_m2": {names.get(int(code), str(code)): round(float(value), 2) for code, value in area.items()},
+            },
+        )
+
+
+# --- plan ------------------------------------------------------------------------------------------------------------
+
+
+def _source(settings: PolygonsSettings, context: PlanContext) -> tuple[PlannedStep, Layer]:
+    """The step that maps, and its layer of classes."""
+    where = f"step {settings.step}"
+    steps = [step for step in context.steps.values() if isinstance(step.verb, RasterVerb)]
+    if settings.source is not None:
+        steps = [step for step in steps if step.name == context.step(settings.source).name]
+    if not steps:
+        raise InputError(
+            f"the step {settings.source!r} makes no rasters" if settings.source else "no earlier step makes rasters",
+            where=where,
+            what_to_do="put a step such as predict before it, and name it as source",
+        )
+    step = steps[-1]
+    assert isinstance(step.verb, RasterVerb), "no other step is a source"
+    layers = step.verb.layers(step.settings, context)
+    held = {name: layer for layer in layers for name in layer.variables}
+    for key, name in (("variable", settings.variable), ("score", settings.score)):
+        if name is not None and name not in held:
+            raise InputError(
+                f"the step {step.name!r} has no variable {name!r}",
+                where=f"{where}: {key}",
+                what_to_do=f"it has {', '.join(held)}" + ("; or write score: null" if key == "score" else ""),
+            )
+    return step, held[settings.variable]
+
+
+def _map_grid(context: PlanContext, layer: Layer) -> Any:
+    assert context.geobox is not None, "a raster step has a grid"
+    return context.geobox if layer.stride == 1 else context.geobox.zoom_out(layer.stride)
+
+
+def _codes(settings: PolygonsSettings, names: Mapping[int, str]) -> list[int] | None:
+    """Codes of the classes that are written, None for all."""
+    if settings.classes is None:
+        return None
+    by_name = {name: code for code, name in names.items()}
+    found = []
+    for wanted in settings.classes:
+        code = wanted if isinstance(wanted, int) else by_name.get(wanted)
+        if code is None or (names and code not in names):
+            raise InputError(
+                f"the map has no class {wanted!r}",
+                where=f"step {settings.step}: classes",
+                what_to_do=f"classes: {', '.join(f'{name} ({code})' for code, name in names.items())}",
+            )
+        found.append(code)
+    return found
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def _labelled(task: Task, context: TaskContext) -> tuple[npt.NDArray[np.int32], Parts]:
+    rasters = open_rasters(context.store.url(task.payload["store"]))
+    classes = rasters[task.payload["variable"]]
+    y, x = task.payload["y"], task.payload["x"]
+    window = {"y": slice(*y), "x": slice(*x)}
+    score = task.payload["score"]
+    return label_block(
+        classes.isel(window).to_numpy(),
+        class_nodata(classes),
+        None if score is None else rasters[score].isel(window).to_numpy(),
+        origin=(y[0], x[0]),
+        width=classes.sizes["x"],
+    )
+
+
+def _there(task: Task, context: TaskContext, stage: str) -> list[str]:
+    """Keys of the upstream tasks of a stage that are there."""
+    found = [name for name in task.depends if name.split("/")[1] == stage and name not in context.missing]
+    return [name.split("/")[2] for name in found]
+
+
+def _pieces(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
+    if not len(arrays["region"]):
+        return arrays["region"], np.zeros(0, object)
+    shapes = shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, arrays["corners"].astype(np.float64), (arrays["rings"], arrays["polygons"])
+    )
+    return arrays["region"], shapes
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _kept(context: TaskContext, name: str, arrays: Mapping[str, Any], **stats: int) -> TaskResult:
+    """Keep arrays for a later stage."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    output = _put(context, buffer.getvalue(), f"{name}.npz", "part")
+    return TaskResult(digest=str(output.sha256), outputs=(output,), stats=stats)
+
+
+def _read(context: TaskContext, name: str) -> dict[str, npt.NDArray[Any]]:
+    with np.load(io.BytesIO(context.store.read_bytes(f"{context.folder}/{name}.npz")), allow_pickle=False) as held:
+        return {key: held[key] for key in held.files}
+
+
+def _put(context: TaskContext, content: bytes, name: str, kind: str, title: str = "") -> Output:
+    path = f"{context.folder}/{name}"
+    context.store.write_bytes(path, content)
+    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
+
+
+def _picture(classes: xr.DataArray, table: gpd.GeoDataFrame, target: Any, title: str) -> Any:
+    """Outlines over the map in its colours, made paler."""
+    step = max(1, math.ceil(max(classes.shape) / _PICTURE_PIXELS))
+    codes = classes.isel(y=slice(None, None, step), x=slice(None, None, step)).to_numpy()
+    entries = ClassTable.from_attrs(classes)
+    colours = {entry.code: entry for entry in entries or ()}
+    image = np.full((*codes.shape, 3), 255, np.uint8)
+    for code, entry in colours.items():
+        image[codes == code] = [round(255 - 0.45 * (255 - part)) for part in entry.colour[:3]]
+    shown = table.nlargest(_PICTURE_POLYGONS, "area_m2", keep="all") if len(table) > _PICTURE_POLYGONS else table
+    if len(shown) < len(table):
+        title = f"{title}: the {len(shown):,} largest of {len(table):,}"
+    box = classes.odc.geobox.boundingbox
+    return outline_chart(
+        image,
+        (box.left, box.bottom, box.right, box.top),
+        shown,
+        target,
+        column="name",
+        colours={entry.name: entry.hex for entry in colours.values()},
+        title=title,
+    )

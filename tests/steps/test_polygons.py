@@ -1,0 +1,143 @@
+"""The verb ``polygons``: the regions of a map are those of the function, in the same bytes whatever the blocks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import xarray as xr
+from PIL import Image
+from rasterio.features import rasterize
+
+from geoeco.cubes import open_rasters
+from geoeco.errors import InputError
+from geoeco.mapping import class_polygons
+from tests.mapping.mosaics import CODES, NAMES
+from tests.steps.mosaic_runs import recipe, write_bundle, write_mosaic
+
+POLYGONS = "  - {verb: polygons, min_area_m2: 0.05, connectivity: 8}"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a mosaic and a bundle. Read only."""
+    folder = tmp_path_factory.mktemp("mosaic")
+    write_mosaic(folder / "mosaic.tif", shape=(120, 150))
+    write_bundle(folder / "bundle")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    done = recipe(place, "window: 48", more=POLYGONS).run(out)
+    assert done.exit_code == 0
+    return out
+
+
+def map_of(out: Path) -> xr.Dataset:
+    return open_rasters(str(out / "predict" / "rasters.zarr")).load()
+
+
+def test_the_polygons_of_a_recipe_are_those_of_the_function(run: Path):
+    made = gpd.read_file(run / "polygons" / "habitats.gpkg", layer="habitats")
+    held = map_of(run)
+    expected = class_polygons(held["class"], held["confidence"], min_area_m2=0.05, connectivity=8)
+    assert list(made.columns) == list(expected.columns)
+    assert made.crs == expected.crs
+    assert len(made) == len(expected) > 10
+    for name in ("region", "class", "area_m2", "perimeter_m", "class_fraction", "score"):
+        np.testing.assert_array_equal(made[name], expected[name], err_msg=name)
+    assert made["name"].tolist() == expected["name"].tolist()
+    assert (
+        made.geometry.normalize()
+        .geom_equals(
+            gpd.GeoSeries([shapely.multipolygons(shapely.get_parts(one)) for one in expected.geometry], crs=made.crs)
+        )
+        .all()
+    )
+
+
+def test_the_polygons_lie_on_their_pixels(run: Path, place: Path):
+    made = gpd.read_file(run / "polygons" / "habitats.gpkg")
+    codes = map_of(run)["class"].to_numpy()
+    with rasterio.open(place / "mosaic.tif") as mosaic:
+        painted = rasterize(
+            zip(made.geometry, made["class"], strict=True), codes.shape, fill=255, transform=mosaic.transform
+        )
+    kept = painted != 255
+    # a region of another class that was too small has the class of its neighbour
+    assert (painted == codes)[kept].mean() == pytest.approx(
+        (made["class_fraction"] * made["area_m2"]).sum() / made["area_m2"].sum(), abs=1e-9
+    )
+    assert (painted == codes)[kept].mean() > 0.7
+    assert made["area_m2"].sum() == pytest.approx(kept.sum() * 0.01)
+    assert made["area_m2"].min() >= 0.05 - 1e-9
+    assert set(made["name"]) <= set(NAMES)
+    assert made["score"].between(1 / len(CODES), 1).all()
+
+
+def test_the_size_of_blocks_changes_no_byte(place: Path, run: Path, tmp_path: Path):
+    other = recipe(place, "window: 48", grid="like: mosaic, block: 100", more=POLYGONS)
+    assert other.run(tmp_path / "other").exit_code == 0
+    for name in ("habitats.gpkg", "habitats.png"):
+        assert (tmp_path / "other" / "polygons" / name).read_bytes() == (run / "polygons" / name).read_bytes(), name
+
+
+def test_what_is_lost_is_made_again(place: Path, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    before = (run / "polygons" / "habitats.gpkg").read_bytes()
+    (tmp_path / "run" / "polygons" / "habitats.gpkg").unlink()
+    (tmp_path / "run" / "polygons" / "outlines" / "r0001c0001.npz").unlink()
+    (tmp_path / "run" / "polygons" / "parts" / "r0000c0001.npz").write_bytes(b"")
+    done = recipe(place, "window: 48", more=POLYGONS).run(tmp_path / "run")
+    assert done.exit_code == 0
+    assert (tmp_path / "run" / "polygons" / "habitats.gpkg").read_bytes() == before
+
+
+def test_the_report_has_the_polygons_and_their_picture(run: Path):
+    manifest = json.dumps(json.loads((run / "manifest.json").read_text()))
+    assert "polygons/habitats.gpkg" in manifest
+    with Image.open(run / "polygons" / "habitats.png") as picture:
+        assert min(picture.size) > 300
+        assert len(picture.getcolors(1 << 20)) > 20
+
+
+def test_some_classes_alone_and_without_a_score(place: Path, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    some = f"  - {{verb: polygons, classes: ['{NAMES[1]}', {CODES[0]}], score: null}}"
+    done = recipe(place, "window: 48", more=some).run(tmp_path / "run", rebuild=True)
+    assert done.exit_code == 0
+    made = done.open("polygons")
+    held = map_of(run)["class"]
+    assert set(made["class"]) <= {CODES[0], CODES[1]}
+    assert made["area_m2"].sum() == pytest.approx(float(held.isin([CODES[0], CODES[1]]).sum()) * 0.01)
+    assert made["score"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("predict", "polygons", "message"),
+    [
+        ("outputs: [class]", "", "no variable 'confidence'"),
+        ("", "variable: cluster", "no variable 'cluster'"),
+        ("", "source: nothing", "no earlier step"),
+    ],
+)
+def test_what_a_map_does_not_hold_is_known_when_it_is_planned(place: Path, predict: str, polygons: str, message: str):
+    with pytest.raises(InputError, match=message) as caught:
+        recipe(place, predict, more=f"  - {{verb: polygons{', ' if polygons else ''}{polygons}}}").plan()
+    assert caught.value.what_to_do
+
+
+def test_classes_that_the_map_has_not_are_refused(place: Path, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    done = recipe(place, "window: 48", more="  - {verb: polygons, classes: [sea]}").run(tmp_path / "run", rebuild=True)
+    assert done.exit_code != 0
+    assert "no class 'sea'" in done.failures.to_json()
+    assert not (tmp_path / "run" / "polygons" / "parts").exists(), "it is known before any block is worked on"
