@@ -91,6 +91,9 @@ class TrainSegmentationSettings(StepSettings):
     flips: bool = Field(True, description="whether chips are mirrored and turned at random")
     colour: float = Field(0.1, ge=0, lt=1, description="how far brightness, contrast and saturation vary")
     boundary_tolerance_m: float = Field(0.3, ge=0, description="reach of the boundary F1, metres")
+    applicability_points: int = Field(
+        4096, ge=0, le=65_536, description="cells that the area of applicability rests on, at most; 0 for none"
+    )
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
@@ -222,6 +225,7 @@ class TrainSegmentationVerb(ModelVerb):
             flips=settings.flips,
             colour=settings.colour,
             boundary_tolerance_m=settings.boundary_tolerance_m,
+            applicability_points=settings.applicability_points,
             seed=context.seed,
             checkpoint_every=settings.checkpoint_every,
             device=settings.device,

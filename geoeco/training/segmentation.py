@@ -46,7 +46,7 @@ class HabitatSegmentation(SemanticSegmentation):
     classes : int
     epochs, steps_per_epoch : int
     at_once : int
-        Images that go through the network together; the gradients of all of a batch are added before a step.
+        Images that go through the network together, at most; the gradients of all of a batch are added before a step.
     lr, weight_decay : float
         Of AdamW.
     schedule : {"constant", "cosine", "step"}
@@ -148,10 +148,11 @@ class HabitatSegmentation(SemanticSegmentation):
         scheduler: Any = self.lr_schedulers()
         optimiser.zero_grad()
         total = image.new_zeros(())
-        for first in range(0, len(image), self.at_once):
-            part = slice(first, first + self.at_once)
-            loss, _ = self.judged(image[part], mask[part])
-            share = len(image[part]) / len(image)
+        # of about one size: statistics over a last image that is left alone would be none
+        parts = -(-len(image) // self.at_once)
+        for some, labels in zip(image.tensor_split(parts), mask.tensor_split(parts), strict=True):
+            loss, _ = self.judged(some, labels)
+            share = len(some) / len(image)
             self.manual_backward(loss * share)
             total += loss.detach() * share
         optimiser.step()

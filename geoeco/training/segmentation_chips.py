@@ -5,11 +5,12 @@ It reads stores of `geoeco.sampling.open_uav_chips` with labels, and nothing els
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from geoeco.training.chip_dataset import Draw
 from geoeco.training.crown_chips import CrownDataset
 from geoeco.training.segmentation_losses import IGNORE
 
-__all__ = ["LabelledClasses", "SegmentationDataset", "label_counts", "labelled_classes"]
+__all__ = ["ChipSurvey", "LabelledClasses", "SegmentationDataset", "labelled_classes", "survey_chips"]
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,23 @@ class SegmentationDataset(CrownDataset):
         return super().decode(batch) if self.stored else batch
 
 
-def label_counts(data: SegmentationDataset) -> npt.NDArray[np.int64]:
-    """Known pixels of each class ``(class,)`` over whole chips.
+class ChipSurvey(NamedTuple):
+    """What `survey_chips` finds.
+
+    Attributes
+    ----------
+    counts : numpy.ndarray
+        ``(class,)`` int64, known pixels of each class.
+    sha256 : str
+        Of all pixels, masks and labels.
+    """
+
+    counts: npt.NDArray[np.int64]
+    sha256: str
+
+
+def survey_chips(data: SegmentationDataset) -> ChipSurvey:
+    """Look once at all of some chips, whole.
 
     Raises
     ------
@@ -210,9 +226,13 @@ def label_counts(data: SegmentationDataset) -> npt.NDArray[np.int64]:
         If a label has a code that its class table lacks.
     """
     counts = np.zeros(256, np.int64)
+    digest = hashlib.sha256()
     for position in range(len(data)):
-        _, valid = data.stored_chip(position)
-        counts += np.bincount(data.stored_label(position)[valid], minlength=256)
+        image, valid = data.stored_chip(position)
+        label = data.stored_label(position)
+        counts += np.bincount(label[valid], minlength=256)
+        for values in (image, valid, label):
+            digest.update(np.ascontiguousarray(values).tobytes())
     unknown = [code for code in np.flatnonzero(counts) if code != IGNORE and code not in data.classes.codes]
     if unknown:
         raise InputError(
@@ -221,4 +241,4 @@ def label_counts(data: SegmentationDataset) -> npt.NDArray[np.int64]:
             what_to_do=f"name it in the raster's class table; named are {data.classes.codes}",
             code="labels",
         )
-    return counts[list(data.classes.codes)]
+    return ChipSurvey(counts[list(data.classes.codes)], digest.hexdigest())

@@ -44,7 +44,7 @@ from geoeco.training.fitting import fit, reading_processes, uses_gpu
 from geoeco.training.samplers import LocationBatches
 from geoeco.training.season_contrast import Schedule, schedule_factor
 from geoeco.training.segmentation import HabitatSegmentation, PartScores, PixelLoader, SegmentationValidation
-from geoeco.training.segmentation_chips import SegmentationDataset, label_counts, labelled_classes
+from geoeco.training.segmentation_chips import ChipSurvey, SegmentationDataset, labelled_classes, survey_chips
 from geoeco.training.segmentation_losses import SegmentationLoss
 
 __all__ = ["NETWORKS", "PARTS", "TrainingDefaults", "network_of", "train_segmentation"]
@@ -53,9 +53,8 @@ _log = logging.getLogger(__name__)
 PARTS: tuple[str, ...] = ("train", "val", "test")
 #: File with the confusion matrix of the tested part.
 CONFUSION = "confusion.csv"
-#: Principal axes, and training points at most, of the area of applicability.
+#: Principal axes of the area of applicability.
 _COMPONENTS = 32
-_POINTS = 4096
 #: Statistics that DINOv3 was trained with on satellite imagery, red, green, blue (timm's configuration).
 _SAT = Normalisation((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 _RGB = ("red", "green", "blue")
@@ -115,6 +114,7 @@ def train_segmentation(
     flips: bool = True,
     colour: float = 0.1,
     boundary_tolerance_m: float = 0.3,
+    applicability_points: int = 4096,
     seed: int = 0,
     checkpoint_every: int = 100,
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -169,6 +169,9 @@ def train_segmentation(
         How far brightness, contrast and saturation vary; 0 for not.
     boundary_tolerance_m : float
         Metres within which outlines count as met in the boundary F1.
+    applicability_points : int
+        Cells of the training chips, at most, on which the area of applicability rests; a mapped cell is compared with
+        all of them. 0 for a bundle without one.
     seed : int
     checkpoint_every : int
         Steps between checkpoints.
@@ -194,12 +197,14 @@ def train_segmentation(
     test part is predicted once, at the end. On a CPU a training that was stopped and goes on gives bit by bit what an
     undisturbed one gives.
 
-    The area of applicability rests on the features of at most 4096 cells of the training chips, drawn evenly over
-    them, with the chips' blocks of ground as folds.
+    The area of applicability rests on the features of cells of the training chips, drawn evenly over them, with the
+    chips' blocks of ground as folds.
     """
     root = Path(folder)
     on_gpu = uses_gpu(device, precision)
     chosen = _numbers(network, epochs, batch, at_once, lr, weight_decay, patience, checkpoint_every, min_label)
+    if not 0 <= applicability_points <= 65_536:
+        raise InputError(f"applicability_points is {applicability_points}", what_to_do="give a number up to 65 536")
     schedule_factor(0, 1, schedule)
     chips = open_uav_chips(str(store))
     classes = labelled_classes(chips, str(store))
@@ -211,7 +216,8 @@ def train_segmentation(
         )
         for part, samples in parts.items()
     }
-    counts = {part: label_counts(one) for part, one in data.items()}
+    surveys = {part: survey_chips(one) for part, one in data.items()}
+    counts = {part: survey.counts for part, survey in surveys.items()}
     _check_labels(counts, classes.names, str(store))
     train = data["train"]
     weights = _class_weights(class_weights, classes.names, counts["train"])
@@ -248,9 +254,10 @@ def train_segmentation(
             "unscored": list(out_of_scores),
             "flips": flips,
             "colour": colour,
+            "applicability_points": applicability_points,
             "seed": seed,
         }
-        training_hash = _training_hash(chips, parts, counts, settings, key)
+        training_hash = _training_hash(chips, parts, surveys, settings, key)
         task = HabitatSegmentation(
             model,
             loss,
@@ -293,7 +300,7 @@ def train_segmentation(
         task.to("cuda" if on_gpu else "cpu")
         tolerance = boundary_tolerance_m / train.resolution
         found = {part: loader.scores(task, tolerance) for part, loader in loaders.items()}
-        domain = _applicability(task, train, chips, chosen.at_once, processes, seed)
+        domain = _applicability(task, train, chips, chosen.at_once, processes, seed, applicability_points)
         model.cpu()
     origin = _origin(model, encoder_weights)
     facts = {
@@ -491,21 +498,19 @@ def _normalisation(wanted: str, model: nn.Module, train: SegmentationDataset) ->
 def _training_hash(
     chips: xr.Dataset,
     parts: Mapping[str, Sequence[int]],
-    counts: Mapping[str, npt.NDArray[np.int64]],
+    surveys: Mapping[str, ChipSurvey],
     settings: Mapping[str, Any],
     key: str,
 ) -> str:
-    """SHA-256 of what is known of the chips, which are used, their labels' counts, settings and the caller's key."""
-    digest = hashlib.sha256()
-    for variable in ("offset", "source", "split", "block", "valid_fraction", "label_fraction"):
-        digest.update(np.ascontiguousarray(chips[variable].values).tobytes())
+    """SHA-256 of the chips that are used, of their blocks, of settings and of the caller's key."""
+    used = [sample for samples in parts.values() for sample in samples]
+    digest = hashlib.sha256(np.ascontiguousarray(chips["block"].values[used]).tobytes())
     known = {
         "bands": [str(band) for band in chips["band"].values],
         "gsd_m": float(chips.attrs["gsd_m"]),
-        "sources": chips.attrs.get("sources"),
         "classes": chips.attrs["classes"],
         "parts": {part: list(samples) for part, samples in parts.items()},
-        "counts": {part: [int(value) for value in count] for part, count in counts.items()},
+        "pixels": {part: survey.sha256 for part, survey in surveys.items()},
         "settings": settings,
         "key": key,
     }
@@ -521,31 +526,34 @@ def _applicability(
     at_once: int,
     workers: int,
     seed: int,
+    points: int,
 ) -> AreaOfApplicability | None:
     """Learn how unlike the cells of the training chips are to those of other blocks of ground."""
+    if not points:
+        return None
     blocks = chips["block"].values[list(train.samples)].astype(np.int64)
     if len(set(blocks.tolist())) < 2:
         _log.warning("the training chips lie in one block of ground: the bundle has no area of applicability")
         return None
     whole = SegmentationDataset(train.store, train.samples, size=train.size)
     model: Any = task.model
-    per_chip = max(1, _POINTS // len(train))
+    per_chip = max(1, points // len(train))
     features, folds = [], []
     for batch in PixelLoader(whole, at_once, workers, ()).batches(task):
-        _, cells = model.with_features(task.normalisation(batch["image"]))
-        share = functional.adaptive_avg_pool2d(batch["valid"].float().unsqueeze(1), cells.shape[-2:])[:, 0]
-        for position, chip, part in zip(batch["index"].tolist(), cells, share, strict=True):
+        _, coarse = model.with_features(task.normalisation(batch["image"]))
+        share = functional.adaptive_avg_pool2d(batch["valid"].float().unsqueeze(1), coarse.shape[-2:])[:, 0]
+        for position, chip, part in zip(batch["index"].tolist(), coarse, share, strict=True):
             rows, columns = (axis.cpu() for axis in torch.nonzero(part >= 0.5, as_tuple=True))
             draw = np.random.default_rng([seed, position]).permutation(len(rows))[:per_chip]
             found = chip[:, rows[draw], columns[draw]].T.cpu().numpy()
             features.append(found)
             folds.append(np.full(len(found), blocks[position]))
     table, of_block = np.concatenate(features), np.concatenate(folds)
-    numbers, points = np.unique(of_block, return_counts=True)
-    if (points >= 2).sum() < 2:
+    numbers, cells = np.unique(of_block, return_counts=True)
+    if (cells >= 2).sum() < 2:
         _log.warning("fewer than two blocks of ground hold valid cells: the bundle has no area of applicability")
         return None
-    kept = np.isin(of_block, numbers[points >= 2])
+    kept = np.isin(of_block, numbers[cells >= 2])
     components = min(_COMPONENTS, table.shape[1])
     with warnings.catch_warnings():
         # channels that a rectifier has silenced are nothing that anybody could change
