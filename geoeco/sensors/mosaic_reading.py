@@ -33,7 +33,7 @@ LARGEST_UPSAMPLING = 1.5
 #: Beyond this a floating-point value is no measurement but a mark (-3.4e38, -1.7e308).
 _SENTINEL = 1e30
 #: Fine pixels read at a time while a coarse window is averaged.
-_STRIP_PIXELS = 16 << 20
+_STRIP_PIXELS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,28 @@ class Orthomosaic:
         valid[top - y0 : bottom - y0, left - x0 : right - x0] = part_valid
         return image, valid
 
+    def read_bytes(self, rows: int, columns: int) -> int:
+        """Bytes that `read` takes at most for a window, what it returns among them; GDAL's cache comes on top."""
+        ratio_y, ratio_x = self._ratios
+        if self.geobox == self.native:
+            return self._stored_bytes(rows * columns)
+        count, item = len(self.indexes), np.dtype(self.dtype).itemsize
+        across = math.ceil(columns * ratio_x) + 2
+        # a strip has one row of coarse pixels at least
+        fine = max(_STRIP_PIXELS, across * (math.ceil(ratio_y) + 1))
+        coarse = int(fine / ratio_y) + across
+        return (
+            rows * columns * (2 * count * item + 2)
+            + self._stored_bytes(fine)
+            + coarse * 8 * (3 + math.ceil(6 / ratio_x))
+        )
+
+    def _stored_bytes(self, pixels: int) -> int:
+        """Memory of `_stored`: the bands and those of the mask, their padded copy, and flags."""
+        count, item = len(self.indexes), np.dtype(self.dtype).itemsize
+        beside = count * (item + 1) if np.dtype(self.dtype).kind == "f" else 0
+        return pixels * ((2 * count + 1) * item + 4 + beside)
+
     def at(self, gsd_m: float, *, force: bool = False) -> Orthomosaic:
         """The same mosaic on a grid of another ground sampling distance.
 
@@ -218,8 +240,7 @@ class Orthomosaic:
         if image.dtype.kind == "f":
             with np.errstate(invalid="ignore"):
                 valid &= (np.abs(image) < _SENTINEL).all(axis=0)
-        if not valid.all():
-            image[:, ~valid] = 0
+        np.copyto(image, 0, where=~valid)
         return image, valid
 
     def _valid(self, file: Any, window: RasterWindow, image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

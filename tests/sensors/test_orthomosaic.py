@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import shutil
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -471,6 +472,23 @@ def test_details_that_were_not_measured_are_not_made_up(plain):
     np.testing.assert_array_equal(finer.read((0, 96), (0, 128))[0], plain[0].repeat(2, 1).repeat(2, 2))
     with pytest.raises(InputError, match="positive number"):
         described.at(0.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"), [("uint8", {"nodata": 255}), ("float32", {"nodata": -9999}), ("uint8", {})]
+)
+@pytest.mark.parametrize("gsd", [None, 0.2, 0.37, 0.08])
+def test_reading_takes_no_more_memory_than_it_says(tmp_path, monkeypatch, dtype, nodata, gsd):
+    monkeypatch.setattr("geoeco.sensors.mosaic_reading._STRIP_PIXELS", 100_000)
+    described = describe_orthomosaic(mosaic(tmp_path / "m.tif", noise(3, 512, 512, dtype=dtype), nodata=nodata))
+    described = described if gsd is None else described.at(gsd)
+    rows, columns = described.shape
+    described.read((0, 8), (0, 8))
+    tracemalloc.start()
+    described.read((-1, rows), (-1, columns))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= described.read_bytes(rows + 1, columns + 1) <= 3 * peak + 100_000
 
 
 # --- files that are refused ------------------------------------------------------------------------------------------
