@@ -474,9 +474,7 @@ def test_details_that_were_not_measured_are_not_made_up(plain):
         described.at(0.0)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "options"), [("uint8", {"nodata": 255}), ("float32", {"nodata": -9999}), ("uint8", {})]
-)
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 255), ("float32", -9999), ("uint8", None)])
 @pytest.mark.parametrize("gsd", [None, 0.2, 0.37, 0.08])
 def test_reading_takes_no_more_memory_than_it_says(tmp_path, monkeypatch, dtype, nodata, gsd):
     monkeypatch.setattr("geoeco.sensors.mosaic_reading._STRIP_PIXELS", 100_000)
