@@ -167,9 +167,11 @@ def plant_trees(seed: int, layout: Layout, gsd: float, seen: shapely.Geometry) -
     extent = len(layout.habitat) * gsd
     stand = _Stand(rng, layout, gsd, extent)
     belt, wood, compound = codes_of("forest belt", "woody area", "arbor-shrub-grass compound land")
-    stand.fill(belt, "belt", spacing=4.2)
-    stand.fill(wood, "wood", spacing=4.4)
-    stand.fill(compound, "compound", spacing=9.0)
+    stand.fill(belt, "belt", spacing=4.0)
+    stand.fill(belt, "belt", spacing=2.6)
+    stand.fill(wood, "wood", spacing=4.0)
+    stand.fill(wood, "wood", spacing=2.6)
+    stand.fill(compound, "compound", spacing=8.5)
     stand.fill(codes_of("dry land", "grass belt", "unused land", "construction land"), "single", spacing=26.0)
     trees = _with_rare(rng, stand.trees)
     crowns = []
@@ -182,11 +184,18 @@ def plant_trees(seed: int, layout: Layout, gsd: float, seen: shapely.Geometry) -
             Crown(
                 index + 1, tree.species, tree.east, tree.north, tree.diameter,
                 round(float(height * rng.uniform(0.85, 1.1)), 2), tree.place,
-                tuple(float(v) for v in rng.normal(0.0, species.spread, 3) + rng.normal(0.0, species.spread)),
+                _tint(rng, species),
                 int(rng.integers(1 << 31)), _outline(rng, tree, species),
             )
         )  # fmt: skip
     return _as_seen(crowns, seen)
+
+
+def _tint(rng: np.random.Generator, species: Species) -> Colour:
+    # trees of a species differ in brightness more than in hue
+    brightness = rng.normal(0.0, species.spread) * np.array([1.0, 1.1, 0.7])
+    red, green, blue = brightness + rng.normal(0.0, 0.4 * species.spread, 3)
+    return float(red), float(green), float(blue)
 
 
 class _Stand:
@@ -218,14 +227,21 @@ class _Stand:
             species = int(self.rng.choice(len(SPECIES), p=shares)) + 1
             low, high = SPECIES[species - 1].diameter
             diameter = float(low + (high - low) * self.rng.beta(2.0, 2.5))
-            if not (0 <= row < size and 0 <= col < size) or habitat[row, col] not in np.atleast_1d(codes):
+            inside = 0 <= row < size and 0 <= col < size
+            if not inside or habitat[row, col] not in np.atleast_1d(codes) or self._in_house(spot, diameter):
                 continue
             self._add(_Seed(float(spot[0]), float(spot[1]), place, species, diameter))
+
+    def _in_house(self, spot: npt.NDArray[np.float64], diameter: float) -> bool:
+        return any(
+            math.hypot(spot[0] - house.east, spot[1] - house.north) < (diameter + house.length + house.width) / 2.5
+            for house in self.layout.buildings
+        )
 
     def _add(self, tree: _Seed) -> None:
         radius = tree.diameter / 2
         apart = np.hypot(self._place[:, 0] - tree.east, self._place[:, 1] - tree.north)
-        if np.any(apart < np.maximum(1.3 * np.maximum(self._radius, radius), 0.86 * (self._radius + radius))):
+        if np.any(apart < np.maximum(1.3 * np.maximum(self._radius, radius), 0.82 * (self._radius + radius))):
             return
         self.trees.append(tree)
         self._place = np.vstack([self._place, [tree.east, tree.north]])
@@ -235,7 +251,7 @@ class _Stand:
 def _with_rare(rng: np.random.Generator, trees: list[_Seed]) -> list[_Seed]:
     """Turn a few trees of woods, compound land and fields into the rare species."""
     candidates = [index for index, tree in enumerate(trees) if tree.place != "belt"]
-    count = min(int(np.clip(round(0.04 * len(trees)), 4, 9)), len(candidates))
+    count = min(int(np.clip(round(0.04 * len(trees)), 3, 9)), len(candidates))
     low, high = SPECIES[RARE - 1].diameter
     changed = list(trees)
     for index in rng.choice(candidates, count, replace=False):
@@ -333,9 +349,10 @@ def canopy_height(crowns: list[Crown], instance: npt.NDArray[np.int32], gsd: flo
         ratio = np.hypot(dx[None, :], dy[:, None]) / (crown.diameter / 2)
         rng = np.random.default_rng(crown.seed)
         profile = _PROFILES[crown.kind.form](ratio.clip(0.0, 1.25))
-        tufts = smooth_noise(rng, ratio.shape, max(crown.kind.clump / gsd, 1.0))
-        top = profile * (1.0 + 0.07 * tufts)
-        top = np.maximum(top, 0.2)[here]
+        # tufts bulge, with creases between them
+        tufts, sprays = (np.abs(smooth_noise(rng, ratio.shape, max(k * crown.kind.clump / gsd, 1.0))) for k in (1, 0.4))
+        bulge = crown.kind.clump * (0.9 * tufts.clip(0.0, 1.2) + 0.3 * sprays.clip(0.0, 1.5))
+        top = np.maximum(profile - bulge / crown.height, 0.15)[here]
         canopy[rows, cols][here] = (crown.height * top / top.max()).astype(np.float32)
     return canopy
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ PADDY = len(CROPS)
 
 #: Kinds of roofs and their odds.
 ROOFS = ("tile", "blue steel", "white steel", "grey concrete")
-_ROOF_ODDS = (0.4, 0.2, 0.15, 0.25)
+_ROOF_ODDS = (0.45, 0.2, 0.1, 0.25)
 
 
 def codes_of(*names: str) -> tuple[int, ...]:
@@ -124,7 +125,7 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) 
     """
     rows, cols = (_spline(length, cell) for length in shape)
     knots = rng.standard_normal((rows.shape[1], cols.shape[1]), dtype=np.float32)
-    field = np.asarray((cols @ (rows @ knots).T).T, dtype=np.float32)
+    field = np.ascontiguousarray((cols @ (rows @ knots).T).T, dtype=np.float32)
     # the sum of squared weights of a cubic B-spline is 0.4794 in the mean, in each direction
     return field / np.float32(0.4794)
 
@@ -152,20 +153,17 @@ class _Plots:
 def _plots(rng: np.random.Generator, a: Floats, b: Floats, width: float, length: float) -> _Plots:
     """Divide the ground into strips across `a` and each strip into plots along `b`."""
     cuts = _cuts(rng, a, width)
-    strip = np.searchsorted(cuts, a).clip(1, len(cuts) - 1)
     number = np.zeros(a.shape, np.int16)
-    to_side = np.minimum(a - cuts[strip - 1], cuts[strip] - a)
-    to_end = np.zeros(a.shape, np.float32)
+    to_side, to_end = np.zeros(a.shape, np.float32), np.zeros(a.shape, np.float32)
     count = 0
-    for index in range(1, len(cuts)):
-        here = strip == index
-        if not here.any():
-            continue
+    for low, high in pairwise(cuts):
         ends = _cuts(rng, b, length)
-        part = b[here]
+        here = np.flatnonzero((a > low) & (a <= high))
+        part, across = b.ravel()[here], a.ravel()[here]
         place = np.searchsorted(ends, part).clip(1, len(ends) - 1)
-        number[here] = count + place
-        to_end[here] = np.minimum(part - ends[place - 1], ends[place] - part)
+        number.ravel()[here] = count + place
+        to_side.ravel()[here] = np.minimum(across - low, high - across)
+        to_end.ravel()[here] = np.minimum(part - ends[place - 1], ends[place] - part)
         count += len(ends) - 1
     # rows run along a plot, at its ends across it
     headland = (to_end < 0.12 * length) & (to_end < 4.0) & (to_end < to_side)
@@ -256,7 +254,7 @@ def make_layout(seed: int, size: int, gsd: float) -> Layout:
     inner = np.float32(0.9 * river_half) * np.maximum(0.0, smooth_noise(rng, (size, size), 0.18 * extent / gsd) + 0.3)
     habitat[bank < river_half + inner + verge + 1.0] = 3
     habitat[bank < river_half + inner] = 14
-    habitat[np.abs(to_river) < river_half] = 13
+    habitat[bank - 0.4 * rough < river_half] = 13
 
     dirt = ~upper & (np.abs(to_track) < track_half + 0.2 * rough)
     habitat[~upper & (np.abs(to_track) < track_half + verge + rough) & ~beyond] = 3
@@ -284,24 +282,26 @@ def _buildings(
     """Place houses in the village, the one larger than the other, none over its border or another house."""
     scale = float(np.clip(extent / 160.0, 0.3, 1.0))
     free = village.copy()
+    inside = np.flatnonzero(village)
     houses: list[Building] = []
     size = len(village)
-    for _ in range(400):
-        spots = np.flatnonzero(free)
-        if len(houses) == 9 or not len(spots):
-            break
-        row, col = divmod(int(rng.choice(spots)), size)
-        length, width = scale * float(rng.uniform(8.0, 18.0)), scale * float(rng.uniform(5.0, 9.0))
-        reach = int((math.hypot(length, width) / 2 + 1.0) / gsd)
+    for attempt in range(300 if len(inside) else 0):
+        # sheds after houses
+        small = attempt >= 120
+        row, col = divmod(int(rng.choice(inside)), size)
+        length, width = scale * rng.uniform(8.0, 18.0), scale * rng.uniform(5.0, 9.0)
+        height, roof = scale * rng.uniform(3.5, 6.5), ROOFS[int(rng.choice(len(ROOFS), p=_ROOF_ODDS))]
+        if small:
+            length, width, height = 0.22 * length, 0.3 * width, 0.4 * height
+        reach = int((math.hypot(length, width) / 2 + 0.2 * length) / gsd)
         window = (slice(max(row - reach, 0), row + reach + 1), slice(max(col - reach, 0), col + reach + 1))
-        if row < reach or col < reach or row + reach >= size or col + reach >= size or not free[window].all():
+        full = len(houses) >= (16 if small else 7)
+        if full or min(row, col) < reach or max(row, col) + reach >= size or not free[window].all():
             continue
         free[window] = False
-        roof = ROOFS[int(rng.choice(len(ROOFS), p=_ROOF_ODDS))] if houses else "white steel"
+        east, north = (col + 0.5) * gsd - extent / 2, extent / 2 - (row + 0.5) * gsd
+        facing = turn + math.pi / 2 * float(rng.integers(2)) + (float(rng.normal(0.0, 0.4)) if small else 0.0)
         houses.append(
-            Building(
-                (col + 0.5) * gsd - extent / 2, extent / 2 - (row + 0.5) * gsd, length, width,
-                turn + math.pi / 2 * float(rng.integers(2)), scale * float(rng.uniform(3.5, 6.5)), roof,
-            )
-        )  # fmt: skip
+            Building(east, north, float(length), float(width), facing, float(height), roof if houses else "white steel")
+        )
     return tuple(houses)

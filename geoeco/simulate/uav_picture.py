@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 #: Where the sun stands, in degrees: from north over east, and above the horizon.
 SUN_AZIMUTH, SUN_ELEVATION = 132.0, 48.0
-_AMBIENT = 0.36
+_AMBIENT = 0.40
 
 #: Distance of rows in metres, height of plants, cover, and colours of plants and of the ground between them.
 _ROWS: dict[str, tuple[float, float, float, tuple[float, float, float], tuple[float, float, float]]] = {
@@ -36,7 +36,7 @@ _ROWS: dict[str, tuple[float, float, float, tuple[float, float, float], tuple[fl
 _ROOF_COLOURS = {
     "tile": (0.58, 0.30, 0.24),
     "blue steel": (0.30, 0.45, 0.66),
-    "white steel": (1.15, 1.15, 1.15),
+    "white steel": (0.97, 0.98, 0.99),
     "grey concrete": (0.60, 0.59, 0.57),
 }
 
@@ -53,15 +53,15 @@ def footprint(seed: int, extent: float) -> shapely.Geometry:
     """Ground that the mosaic covers, in metres from the centre: the union of its photos, with one hole."""
     rng = np.random.default_rng([seed, 23])
     heading = float(rng.uniform(0.0, math.pi))
-    length, width = 0.26 * extent, 0.20 * extent
+    length, width = 0.17 * extent, 0.13 * extent
     photos = []
-    for along in np.arange(-0.75, 0.76, 0.15) * extent:
-        for across in np.arange(-0.75, 0.76, 0.12) * extent:
+    for along in np.arange(-0.75, 0.76, 0.08) * extent:
+        for across in np.arange(-0.75, 0.76, 0.06) * extent:
             x = along * math.cos(heading) - across * math.sin(heading)
             y = along * math.sin(heading) + across * math.cos(heading)
-            turn = heading + math.radians(float(rng.normal(0.0, 4.0)))
+            turn = heading + math.radians(float(rng.normal(0.0, 5.0)))
             shift = rng.normal(0.0, 0.012 * extent, 2)
-            if max(abs(x), abs(y)) > 0.40 * extent:
+            if max(abs(x), abs(y)) > 0.44 * extent:
                 continue
             corners = np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]) * np.array([length, width]) / 2
             turned = corners @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
@@ -171,7 +171,8 @@ def _colours(rng: np.random.Generator, layout: Layout, gsd: float) -> Floats:
     fill("unused land", (0.58, 0.51, 0.40), (0.41, 0.45, 0.25), 1.4 * mid - 0.2 + 0.4 * broad, 0.13)
     fill("construction land", (0.64, 0.60, 0.55), (0.60, 0.52, 0.41), 0.5 + 0.9 * broad, 0.06)
     fill("arbor-shrub-grass compound land", (0.47, 0.50, 0.29), (0.30, 0.40, 0.19), 0.35 + 0.4 * mid, 0.10)
-    fill("tidal flats", (0.47, 0.41, 0.33), (0.62, 0.55, 0.44), 0.5 + 0.25 * broad + 0.2 * fine, 0.04)
+    above_water = (np.abs(layout.to_river) - layout.river_half) / np.float32(0.6 * layout.river_half)
+    fill("tidal flats", (0.40, 0.36, 0.29), (0.64, 0.57, 0.45), above_water + 0.25 * mid + 0.15 * fine, 0.05)
     fill("river", (0.34, 0.37, 0.29), (0.41, 0.42, 0.34), 0.5 + 0.3 * broad + 0.1 * mid, 0.025)
     fill("water", (0.25, 0.32, 0.28), (0.31, 0.38, 0.32), 0.5 + 0.3 * broad, 0.02)
 
@@ -272,11 +273,12 @@ def _light(relief: Relief, gsd: float) -> Floats:
     surface = relief.ground + relief.above
     soft = gaussian_filter(surface, 0.6)
     north, east = np.gradient(soft, gsd)
-    north = -north
+    # where a crown ends its side is hidden: no cliff is lit
+    north, east = -np.clip(north, -1.8, 1.8), np.clip(east, -1.8, 1.8)
     flat = math.cos(elevation) / math.sin(elevation)
     # leaves let light through and scatter it: slopes are softened
     slope = 1.0 - flat * (east * math.sin(azimuth) + north * math.cos(azimuth)) / np.sqrt(1.0 + east**2 + north**2)
-    direct = np.clip(0.45 + 0.55 * slope, 0.0, 1.5)
+    direct = np.clip(0.45 + 0.55 * slope, 0.0, 1.3)
     shade = gaussian_filter(_shadow(surface, gsd), 0.8)
     open_sky = np.clip((surface - gaussian_filter(surface, 0.8 / gsd, truncate=2.0)) / 2.0, -0.35, 0.1)
     light: Floats = (_AMBIENT * (1.0 + open_sky) + (1.0 - _AMBIENT) * direct * (1.0 - shade)).astype(np.float32)

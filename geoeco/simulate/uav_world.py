@@ -56,11 +56,11 @@ _EPSG = 32652
 _CENTRE = (347_000, 5_258_400)
 _FLIGHT = datetime(2025, 7, 18, 2, 32, tzinfo=UTC)
 _UNLABELLED = 255
-_NODATA = -9999.0
-_UNLABELLED_PART = 0.12
-#: Blocks along a side, from which the areas of the sets are made; and of sixteen blocks, those of val and test.
-_BLOCKS = 4
-_VAL, _TEST = 3, 4
+_UNLABELLED_PART = 0.10
+#: Smallest number of blocks along a side, from which the areas of the sets are made, their usual side in metres, and
+#: the parts of the blocks that are for val and test.
+_BLOCKS, _BLOCK_M = 4, 34.0
+_PARTS = {"val": 0.20, "test": 0.25}
 _MARGIN_M = 15.0
 
 
@@ -158,7 +158,7 @@ class UavWorld:
         """The truth where someone labelled it ``(y, x)``, 255 elsewhere: parts of the mosaic, and all outside it."""
         rng = np.random.default_rng([self.settings.seed, 29])
         size = self.settings.size
-        missed = smooth_noise(rng, (size, size), size / 9.0)
+        missed = smooth_noise(rng, (size, size), size / 14.0)
         missed = missed > np.quantile(missed[::4, ::4], 1.0 - _UNLABELLED_PART)
         return np.where(missed | ~self.valid, np.uint8(_UNLABELLED), self.habitat)
 
@@ -203,14 +203,17 @@ class UavWorld:
         """
         rng = np.random.default_rng([self.settings.seed, 30])
         size, gsd = self.settings.size, self.settings.gsd
-        cuts = np.linspace(0, size, _BLOCKS + 1).round().astype(int)
+        count = max(_BLOCKS, round(size * gsd / _BLOCK_M))
+        cuts = np.linspace(0, size, count + 1).round().astype(int)
         seen = np.where(self.valid, self.habitat, _UNLABELLED)
-        parts = [(slice(*cuts[i : i + 2]), slice(*cuts[j : j + 2])) for i in range(_BLOCKS) for j in range(_BLOCKS)]
+        parts = [(slice(*cuts[i : i + 2]), slice(*cuts[j : j + 2])) for i in range(count) for j in range(count)]
         held = np.stack([np.bincount(seen[part].ravel(), minlength=256)[: len(HABITATS)] for part in parts])
         kinds = np.stack([np.bincount(self.species[part].ravel(), minlength=len(KINDS) + 1)[1:] for part in parts])
         held = np.concatenate([held, kinds], axis=1)
-        splits = np.array(["val"] * _VAL + ["test"] * _TEST + ["train"] * (len(parts) - _VAL - _TEST))
-        draws = [rng.permutation(splits) for _ in range(300)]
+        splits = np.full(len(parts), "train")
+        val, test = (round(part * len(parts)) for part in _PARTS.values())
+        splits[:val], splits[val : val + test] = "val", "test"
+        draws = [rng.permutation(splits) for _ in range(500)]
         best = max(draws, key=lambda draw: _evenness(held, draw))
         rows = []
         for name in ("train", "val", "test"):
@@ -223,10 +226,11 @@ class UavWorld:
         )
 
     def _block(self, cuts: npt.NDArray[np.int_], number: int, gsd: float) -> shapely.Geometry:
-        i, j = divmod(int(number), _BLOCKS)
+        last = len(cuts) - 2
+        i, j = divmod(int(number), last + 1)
         left, top = self.geobox.affine.c, self.geobox.affine.f
         edges = np.array([cuts[j], cuts[j + 1], cuts[i], cuts[i + 1]]) * gsd
-        edges += _MARGIN_M * np.array([-(j == 0), j == _BLOCKS - 1, -(i == 0), i == _BLOCKS - 1])
+        edges += _MARGIN_M * np.array([-(j == 0), j == last, -(i == 0), i == last])
         return shapely.box(left + edges[0], top - edges[3], left + edges[1], top - edges[2])
 
 
@@ -315,12 +319,13 @@ def _write(folder: Path, world: UavWorld) -> list[str]:
     (folder / "truth").mkdir(exist_ok=True)
     (folder / "closeups").mkdir(exist_ok=True)
     _write_picture(folder / "orthomosaic.tif", world)
-    ground = world.relief.ground
-    surface = ground + world.relief.above
+    # whole centimetres, as photogrammetry delivers them and as they compress well
+    ground, above = np.round(world.relief.ground, 2), np.round(world.relief.above, 2)
+    surface = ground + above
     for name, title, heights in (
         ("dtm", "height of the ground", ground),
         ("dsm", "height of the surface", surface),
-        ("chm", "height above the ground", surface - ground),
+        ("chm", "height above the ground", above),
     ):
         data = _raster(world, np.where(world.valid, heights, np.nan), name, "continuous", "m", title)
         write_described_cog(data, folder / f"{name}.tif", datetime=_FLIGHT, style=False, threads=1)
