@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from geoeco.cubes.shards import Objects
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, StepSettings, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.confusion_charts import confusion_chart
 from geoeco.outputs.learning_curves import validated_curve
@@ -30,7 +29,8 @@ from geoeco.steps.training_files import (
     read_columns,
     sha256_of,
 )
-from geoeco.steps.uav_chips import STORE, PlannedChips, UavChipsSettings, planned_chips
+from geoeco.steps.uav_chips import UavChipsSettings
+from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
 __all__ = ["TrainSegmentationSettings", "TrainSegmentationVerb"]
 
@@ -46,14 +46,12 @@ _APPLICABILITY_BYTES = 384 * 2**20
 Argument = str | int | float | bool
 
 
-class TrainSegmentationSettings(StepSettings):
+class TrainSegmentationSettings(UavChipSourceSettings):
     """Which network, from which chips, and how."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
     verb: Literal["train_segmentation"] = "train_segmentation"
-    chips: str | None = Field(None, description="name of the uav_chips step; the nearest one before when not given")
-    store: RecipePath | None = Field(None, description="a finished store of chips with labels, in place of a step")
     network: Literal["dwff", "smp", "conv_stack"] = Field(
         "dwff", description="DWFF-Net; a network of segmentation-models-pytorch; a stack of convolutions"
     )
@@ -101,8 +99,6 @@ class TrainSegmentationSettings(StepSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.chips is not None and self.store is not None:
-            raise ValueError("give either chips (a step) or store (a folder)")
         if self.network != "dwff" and self.encoder_weights != "random":
             raise ValueError("encoder_weights are for dwff: other networks are learned whole, from random weights")
         if not self.dice + self.focal + self.cross_entropy > 0:
@@ -131,7 +127,7 @@ class TrainSegmentationVerb(ModelVerb):
         if settings.weights_file:
             facts["encoder_weights"] = sha256_of(outside_file(context.path(settings.encoder_weights)))
         if settings.store is not None:
-            facts["store"] = sha256_of(Objects(context.path(settings.store).rstrip("/")).get("zarr.json"))
+            facts["store"] = uav_store_facts(context.path(settings.store))
         return facts
 
     def plan(self, settings: TrainSegmentationSettings, context: PlanContext) -> tuple[Stage, ...]:
@@ -151,21 +147,14 @@ class TrainSegmentationVerb(ModelVerb):
                 else "make larger chips",
                 code="stride",
             )
-        payload: dict[str, Any] = {}
-        depends: list[str] = []
-        if settings.store is not None:
-            payload["store"] = context.path(settings.store)
-        else:
-            step = context.step(settings.chips, verb="uav_chips")
-            payload["chips"] = step.name
-            depends += [task.id for task in step.tasks]
+        payload = dict(chips.payload)
         if settings.weights_file:
             payload["encoder_weights"] = context.path(settings.encoder_weights)
         trained = expected.weight_bytes - expected.frozen_bytes
         task = Task(
             f"{settings.step}/training/all",
             payload=payload,
-            depends=tuple(depends),
+            depends=chips.depends,
             memory_bytes=_memory(settings, chips, side, trained, expected.frozen_bytes),
             # two checkpoints with the moments and the best weights, and the bundle
             bytes_out=8 * trained + trained + expected.frozen_bytes,
@@ -182,7 +171,7 @@ class TrainSegmentationVerb(ModelVerb):
             name=settings.step,
             bands=chips.bands,
             units="1",
-            resolution=chips.gsd_m,
+            resolution=chips.resolution,
             size=settings.size or chips.size,
             task="segmentation",
             features=len(chips.classes),
@@ -201,7 +190,7 @@ class TrainSegmentationVerb(ModelVerb):
         root = TrainingFiles(context)
         root.fetch()
         bundle = train_segmentation(
-            task.payload.get("store") or context.store.url(f"{task.payload['chips']}/{STORE}"),
+            uav_chips_of(task, context),
             root.path,
             network=settings.network,
             arguments=settings.arguments,
@@ -269,44 +258,45 @@ class TrainSegmentationVerb(ModelVerb):
         return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
-def _chips(settings: TrainSegmentationSettings, context: PlanContext) -> PlannedChips:
-    """What the chips are or will be."""
+def _chips(settings: TrainSegmentationSettings, context: PlanContext) -> UavChipSource:
+    """Chips with labels, and with places to learn and to choose by.
+
+    Raises
+    ------
+    InputError
+        If they have no labels or no such sets.
+    """
+    found = UavChipSource.of(settings, context)
     if settings.store is None:
-        step = context.step(settings.chips, verb="uav_chips")
-        assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
-        if step.settings.labels is None or step.settings.split is None:
+        cut = context.step(settings.chips, verb="uav_chips").settings
+        assert isinstance(cut, UavChipsSettings), "the verb uav_chips has these settings"
+        lacking = "labels" if cut.labels is None else "split" if cut.split is None else ""
+        if lacking:
             raise InputError(
-                f"the chips of the step {step.name!r} have no {'labels' if step.settings.labels is None else 'split'}",
+                f"the chips ({found.where}) have no {lacking}",
                 where=f"step {settings.step}",
-                what_to_do="give the step labels and a split",
+                what_to_do=f"give that step {lacking}",
                 code="labels",
             )
-        return planned_chips(step.settings, context)
-    url = context.path(settings.store)
-    chips = open_uav_chips(url)
+        return found
+    chips = open_uav_chips(found.where)
     if "label" not in chips:
         raise InputError(
-            "the chips have no labels", where=url, what_to_do="make them with a raster of labels", code="labels"
+            "the chips have no labels", where=found.where, what_to_do="make them with a raster of labels", code="labels"
         )
     names = [str(name) for name in chips.attrs["splits"]]
     for part in ("train", "val"):
         if names.index(part) not in chips["split"].values:
             raise InputError(
                 f"the set {part!r} of the chips is empty",
-                where=url,
+                where=found.where,
                 what_to_do="make the chips with a split that leaves chips in train and in val",
                 code="empty-split",
             )
-    return PlannedChips(
-        tuple(str(band) for band in chips["band"].values),
-        int(chips.sizes["x"]),
-        float(chips.attrs["gsd_m"]),
-        tuple((int(row[0]), str(row[1]), str(row[2] or "")) for row in chips.attrs["classes"]),
-        tuple(str(name) for name in chips.attrs.get("crown_classes", ())),
-    )
+    return found
 
 
-def _check_classes(chips: PlannedChips, where: str) -> None:
+def _check_classes(chips: UavChipSource, where: str) -> None:
     names = [name for code, name, _ in chips.classes if code != _IGNORE]
     if len(names) < 2:
         raise InputError(
@@ -317,7 +307,7 @@ def _check_classes(chips: PlannedChips, where: str) -> None:
         )
 
 
-def _expected(settings: TrainSegmentationSettings, chips: PlannedChips) -> Any:
+def _expected(settings: TrainSegmentationSettings, chips: UavChipSource) -> Any:
     """What the network will be like.
 
     Raises
@@ -339,7 +329,7 @@ def _expected(settings: TrainSegmentationSettings, chips: PlannedChips) -> Any:
     return expect_segmenter(settings.network, arguments)
 
 
-def _memory(settings: TrainSegmentationSettings, chips: PlannedChips, side: int, trained: int, frozen: int) -> int:
+def _memory(settings: TrainSegmentationSettings, chips: UavChipSource, side: int, trained: int, frozen: int) -> int:
     """Upper bound of what a training holds in the memory of the machine, bytes, as if it ran on a CPU.
 
     The network with gradient, two moments, the best weights and copies for checkpoint and bundle; a batch as stored,
