@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         crown_heights,
         crowns_from_instances,
         gather_objects,
+        instances_from_crowns,
         own_objects,
         suppress_overlaps,
     )
@@ -59,6 +60,7 @@ __all__ = [
     "device_of",
     "embed",
     "gather_objects",
+    "instances_from_crowns",
     "map_variables",
     "nearest",
     "own_objects",
@@ -92,6 +94,7 @@ _MODULES = {
     "device_of": "devices",
     "embed": "embedding_maps",
     "gather_objects": "objects",
+    "instances_from_crowns": "objects",
     "map_variables": "map_layers",
     "nearest": "similarity",
     "own_objects": "objects",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import odc.geo.xr  # noqa: F401  (registers .odc)
 import shapely
 import xarray as xr
+from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geoeco.errors import GridError, InputError
@@ -24,7 +26,15 @@ from geoeco.variables import kind_of, nodata_for
 if TYPE_CHECKING:
     import geopandas as gpd
 
-__all__ = ["class_names", "class_polygons", "ground_pixel", "minimum_pixels", "polygon_table"]
+__all__ = [
+    "class_names",
+    "class_nodata",
+    "class_polygons",
+    "exact_grid",
+    "ground_pixel",
+    "minimum_pixels",
+    "polygon_table",
+]
 
 #: The ground differs from what the CRS says by so much before areas are corrected for it.
 _TOLERANCE = 0.01
@@ -76,7 +86,7 @@ def class_polygons(
     InputError
         If the map is not one of classes, or a score is not within 0..1.
     """
-    geobox = classes.odc.geobox
+    geobox = exact_grid(classes)
     nodata = class_nodata(classes)
     pixel_m2, _ = ground_pixel(geobox)
     rows, columns = (int(n) for n in geobox.shape)
@@ -125,6 +135,28 @@ def class_names(classes: xr.DataArray) -> dict[int, str]:
     return {code: word.replace("_", " ") for code, word in zip(codes, words, strict=True)}
 
 
+def exact_grid(raster: xr.DataArray) -> GeoBox:
+    """Grid of a raster, with the transform that it states: one taken from its coordinates is off by their rounding.
+
+    Raises
+    ------
+    GridError
+        If it has none.
+    """
+    geobox: GeoBox | None = raster.odc.geobox
+    if geobox is None:
+        raise GridError(
+            f"the raster {raster.name!r} lies on no grid", what_to_do="give it coordinates y and x and a CRS"
+        )
+    stated = raster.coords["spatial_ref"].attrs.get("GeoTransform", "") if "spatial_ref" in raster.coords else ""
+    if len(stated.split()) != 6:
+        return geobox
+    transform = Affine.from_gdal(*map(float, stated.split()))
+    # after a cut, what is stated is that of the whole
+    apart = np.abs(np.subtract(tuple(transform)[:6], tuple(geobox.affine)[:6])).max()
+    return GeoBox(geobox.shape, transform, geobox.crs) if apart < 1e-3 * abs(transform.a) else geobox
+
+
 def ground_pixel(geobox: GeoBox) -> tuple[float, float]:
     """Area (square metres) and side (metres) of a pixel on the ground.
 
@@ -136,7 +168,7 @@ def ground_pixel(geobox: GeoBox) -> tuple[float, float]:
     GridError
         If there is no CRS, or one in degrees.
     """
-    if geobox is None or geobox.crs is None or not geobox.crs.projected:
+    if geobox.crs is None or not geobox.crs.projected:
         raise GridError(
             "areas need a map with a CRS in metres",
             what_to_do="write the map's CRS, or reproject the mosaic before it is mapped",

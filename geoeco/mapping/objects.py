@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
+import odc.geo.xr
 import shapely
 import xarray as xr
 from odc.geo.crs import CRS
@@ -19,13 +20,22 @@ from odc.geo.geobox import GeoBox
 
 from geoeco.errors import GridError, InputError
 from geoeco.grid import as_crs
-from geoeco.mapping.map_polygons import ground_pixel, minimum_pixels
+from geoeco.mapping.map_polygons import exact_grid, ground_pixel, minimum_pixels
 from geoeco.mapping.outlines import block_outlines, fill_holes, join_outlines, placed
+from geoeco.variables import describe
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
-__all__ = ["Measure", "crown_heights", "crowns_from_instances", "gather_objects", "own_objects", "suppress_overlaps"]
+__all__ = [
+    "Measure",
+    "crown_heights",
+    "crowns_from_instances",
+    "gather_objects",
+    "instances_from_crowns",
+    "own_objects",
+    "suppress_overlaps",
+]
 
 #: Overlap of two objects: intersection over union, or over the smaller of the two.
 Measure = Literal["iou", "smaller"]
@@ -234,8 +244,9 @@ def crowns_from_instances(
     """
     import geopandas as gpd
 
-    geobox = instances.odc.geobox
+    geobox = exact_grid(instances)
     pixel_m2, _ = ground_pixel(geobox)
+    assert geobox.crs is not None, "ground_pixel has checked it"
     values = instances.to_numpy()
     if values.dtype.kind not in "iu" or values.ndim != 2:
         raise InputError(f"a raster of instances holds whole numbers (y, x), not {values.dtype} {instances.dims}")
@@ -258,6 +269,56 @@ def crowns_from_instances(
         {"crown_id": numbers.astype(np.int32), "area_m2": shapely.area(outlines) * pixel_m2},
         geometry=placed(outlines, geobox.affine),
         crs=geobox.crs.proj,
+    )
+
+
+def instances_from_crowns(crowns: gpd.GeoDataFrame, geobox: GeoBox, *, identifier: str = "crown_id") -> xr.DataArray:
+    """Raster of the crown of each pixel: the other way round than `crowns_from_instances`.
+
+    A pixel belongs to the crowns that its centre lies in; where several overlap, to the smallest, of equal ones to
+    that of the higher number. To be written with ``write_cog(raster, path, dtype="uint32", nodata=0)``.
+
+    Parameters
+    ----------
+    crowns : geopandas.GeoDataFrame
+        Polygons in the CRS of `geobox`.
+    geobox : odc.geo.geobox.GeoBox
+    identifier : str
+        Column of whole numbers from 1, each once.
+
+    Returns
+    -------
+    xarray.DataArray, (y, x)
+        uint32, 0 for none. ``attrs["n_contested"]``: pixels that several crowns claim.
+
+    Raises
+    ------
+    GridError
+        If crowns and grid differ in CRS.
+    InputError
+        If the numbers are not whole, below 1 or above 2**31 - 1, or there twice.
+    """
+    from rasterio.features import MergeAlg, rasterize
+
+    _same_crs(crowns, geobox)
+    numbers = crowns[identifier].to_numpy() if identifier in crowns else np.zeros(0)
+    whole = numbers.dtype.kind in "iu" and len(np.unique(numbers)) == len(numbers) == len(crowns)
+    if not whole or (len(numbers) and not (numbers.min() >= 1 and numbers.max() <= np.iinfo(np.int32).max)):
+        raise InputError(f"crowns need whole numbers from 1 in {identifier!r}, each once", what_to_do="number them")
+    shapes = crowns.geometry.to_numpy()
+    order = np.lexsort((numbers, -shapely.area(shapes)))
+    burnt, claims = np.zeros(geobox.shape, np.int32), np.zeros(geobox.shape, np.int32)
+    if len(crowns):
+        pairs = list(zip(shapes[order], numbers[order].tolist(), strict=True))
+        rasterize(pairs, out=burnt, transform=geobox.affine)
+        ones = [(shape, 1) for shape, _ in pairs]
+        rasterize(ones, out=claims, transform=geobox.affine, merge_alg=MergeAlg.add)
+    raster = xr.DataArray(
+        burnt.astype(np.uint32), dims=("y", "x"), coords=odc.geo.xr.xr_coords(geobox, dims=("y", "x")), name="instance"
+    )
+    # numbers are compared, never averaged: what is right for counts is right for them
+    return describe(
+        raster, kind="count", units="1", long_name="crown", _FillValue=0, n_contested=int((claims > 1).sum())
     )
 
 
@@ -289,7 +350,7 @@ def crown_heights(crowns: gpd.GeoDataFrame, chm: xr.DataArray, *, percentile: fl
 
     if not 0 <= percentile <= 100:
         raise InputError(f"there is no percentile {percentile}", what_to_do="give 0 to 100")
-    geobox = chm.odc.geobox
+    geobox = exact_grid(chm)
     _same_crs(crowns, geobox)
     found = np.full((len(crowns), 3), np.nan)
     rows, columns = (int(n) for n in geobox.shape)

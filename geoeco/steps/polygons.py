@@ -33,7 +33,14 @@ from geoeco.engine import (
     Verb,
 )
 from geoeco.errors import InputError
-from geoeco.mapping.map_polygons import class_names, class_nodata, ground_pixel, minimum_pixels, polygon_table
+from geoeco.mapping.map_polygons import (
+    class_names,
+    class_nodata,
+    exact_grid,
+    ground_pixel,
+    minimum_pixels,
+    polygon_table,
+)
 from geoeco.mapping.outlines import block_outlines, join_outlines
 from geoeco.mapping.regions import Parts, Regions, join_parts, label_block
 from geoeco.outputs import ClassTable, write_gpkg
@@ -166,7 +173,7 @@ class PolygonsVerb(Verb):
         if not keys:
             raise InputError("no block of the map is there", where=context.folder)
         classes = open_rasters(context.store.url(task.payload["store"]))[task.payload["variable"]]
-        pixel_m2, _ = ground_pixel(classes.odc.geobox)
+        pixel_m2, _ = ground_pixel(exact_grid(classes))
         regions = join_parts(
             [Parts.from_arrays(_read(context, f"parts/{key}")) for key in keys],
             connectivity=settings.connectivity,
@@ -219,7 +226,7 @@ class PolygonsVerb(Verb):
         table = polygon_table(
             regions,
             outlines,
-            classes.odc.geobox,
+            exact_grid(classes),
             names,
             fill_holes_m2=settings.fill_holes_m2,
             classes=_codes(settings, names),
@@ -369,7 +376,7 @@ def _picture(classes: xr.DataArray, table: gpd.GeoDataFrame, target: Any, title:
     shown = table.nlargest(_PICTURE_POLYGONS, "area_m2", keep="all") if len(table) > _PICTURE_POLYGONS else table
     if len(shown) < len(table):
         title = f"{title}: the {len(shown):,} largest of {len(table):,}"
-    box = classes.odc.geobox.boundingbox
+    box = exact_grid(classes).boundingbox
     return outline_chart(
         image,
         (box.left, box.bottom, box.right, box.top),

@@ -160,6 +160,16 @@ def test_where_the_crs_is_far_from_the_ground_areas_are_those_of_the_ground():
     assert feet["area_m2"][0] == pytest.approx(100 * 0.3048006**2, rel=1e-6)
 
 
+def test_polygons_lie_on_the_grid_that_the_map_states():
+    """Not on one that is made of the rounded coordinates of its pixels."""
+    grid = Affine(0.3, 0, 512345.1, 0, -0.3, 5200000.7)
+    found = class_polygons(class_map(np.ones((50, 70)), grid))
+    assert found["area_m2"][0] == 3500 * (0.3 * 0.3)
+    assert found.total_bounds.tolist() == [512345.1, 50 * -0.3 + 5200000.7, 70 * 0.3 + 512345.1, 5200000.7]
+    cut = class_polygons(class_map(np.ones((50, 70)), grid).isel(x=slice(10, None)))
+    assert cut.total_bounds[0] == pytest.approx(512345.1 + 3.0)
+
+
 def test_a_map_without_classes_has_no_polygons():
     found = class_polygons(class_map(np.full((5, 5), 255)), min_area_m2=3)
     assert len(found) == 0

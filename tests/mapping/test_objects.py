@@ -17,6 +17,7 @@ from geoeco.mapping import (
     crown_heights,
     crowns_from_instances,
     gather_objects,
+    instances_from_crowns,
     own_objects,
     relative_f1,
     suppress_overlaps,
@@ -250,6 +251,32 @@ def test_a_crown_in_pieces_stays_one_crown():
     tidy = crowns_from_instances(raster(values), fill_holes_m2=1, min_piece_m2=1).set_index("crown_id")
     assert tidy.loc[7, "area_m2"] == (16 + 9) / 4
     assert tidy.loc[2, "area_m2"] == 1 / 4, "the largest piece of a crown stays, however small"
+
+
+def test_crowns_and_their_raster_and_back(tmp_path):
+    import rasterio
+
+    from geoeco.outputs import write_cog
+
+    shapes = discs(30)
+    crowns = gpd.GeoDataFrame({"crown_id": np.arange(30) + 70_000}, geometry=on_map(shapes), crs=32652)
+    crowns.loc[30] = [5, crowns.geometry[0].buffer(1)]
+    painted = instances_from_crowns(crowns, GRID)
+    assert painted.attrs["n_contested"] == (painted == 70_000).sum(), "the smaller of two keeps its pixels"
+    again = crowns_from_instances(painted)
+    assert set(again["crown_id"]) == set(crowns["crown_id"])
+    for row in again.itertuples():
+        true = crowns.set_index("crown_id").geometry[row.crown_id]
+        assert row.crown_id == 5 or row.geometry.intersection(true).area > 0.7 * row.geometry.union(true).area
+    np.testing.assert_array_equal(instances_from_crowns(again, GRID), painted)
+    path = write_cog(painted, tmp_path / "instance.tif", dtype="uint32", nodata=0).path
+    with rasterio.open(path) as file:
+        assert (file.dtypes[0], file.nodata) == ("uint32", 0)
+        np.testing.assert_array_equal(file.read(1), painted)
+    for wrong in (crowns.assign(crown_id=0), crowns.assign(crown_id=3), crowns.drop(columns="crown_id")):
+        with pytest.raises(InputError, match="each once"):
+            instances_from_crowns(wrong, GRID)
+    assert not instances_from_crowns(crowns.iloc[:0], GRID).any()
 
 
 @pytest.mark.parametrize(
