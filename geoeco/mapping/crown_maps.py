@@ -151,7 +151,7 @@ def _entropy(probability: Floats) -> npt.NDArray[np.float32]:
     """Entropy ``(crown,)`` of probabilities ``(crown, class)`` over the logarithm of the number of classes."""
     logarithm = np.log(probability, out=np.zeros_like(probability), where=probability > 0)
     found = -(probability * logarithm).sum(axis=1) / np.log(probability.shape[1])
-    return found.clip(0, 1).astype(np.float32)
+    return np.asarray(found.clip(0, 1), dtype=np.float32)
 
 
 def _areas(shapes: gpd.GeoSeries) -> Floats:

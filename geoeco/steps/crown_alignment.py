@@ -187,7 +187,8 @@ class CrownAlignmentVerb(ModelVerb):
             score_chart([row for row in rows if row["task"] == "species"], root.path / "scores.png", metric="macro_f1")
             title = f"Species by neighbours in a gallery: macro-F1 of test crowns, {context.folder}"
             outputs.append(root.put("scores.png", "quicklook", title=title))
-        stats = {**pairs.attrs, **{name: bundle.notes[name] for name in ("crowns_learned", "photos_learned", "test")}}
+        learned = {name: bundle.notes[name] for name in ("crowns_learned", "photos_learned", "test")}
+        stats: dict[str, Any] = {**{str(name): value for name, value in pairs.attrs.items()}, **learned}
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
 
     def open(self, settings: CrownAlignmentSettings, context: RunContext) -> Any:

@@ -107,7 +107,8 @@ def _rectangles(kept: Tensor, height: int, width: int) -> Tensor:
     centre_y, centre_x = torch.rand(2, len(kept), 1, dtype=torch.float64)
     rows = (y - centre_y * height).abs() < side * height / 2
     columns = (x - centre_x * width).abs() < side * width / 2
-    return rows[:, :, None] & columns[:, None, :]
+    inside: Tensor = rows[:, :, None] & columns[:, None, :]
+    return inside
 
 
 def exposure_targets(labels: Tensor, kept: Tensor, classes: int) -> Tensor:
