@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import cache
 
 import geopandas as gpd
 import numpy as np
@@ -27,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 #: Pixels along a side of a close-up, and metres of a pixel.
 CLOSEUP_SIZE, CLOSEUP_GSD_M = 224, 0.01
 _RTK_M = 0.3
-_LEAVES = 2600
+_LEAVES = 2000
 _TURNS = 16
 
 
@@ -134,6 +135,7 @@ def take_photo(seed: int, photo: CloseUp) -> npt.NDArray[np.uint8]:
     return np.moveaxis(np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8), -1, 0)
 
 
+@cache
 def _stamp(leaf: Leaf, scale: float, turn: float) -> Floats:
     """How much of each pixel a leaf covers ``(y, x)``, by points within pixels."""
     finer = 4

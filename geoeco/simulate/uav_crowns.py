@@ -220,17 +220,17 @@ class _Stand:
         frame = np.stack([self.layout.along, self.layout.across], -1)[:: size - 1, :: size - 1]
         turn = np.linalg.lstsq(frame.reshape(-1, 2), east.reshape(-1, 2), rcond=None)[0]
         spots = spots @ turn
-        shares = np.array(_ODDS[place])
-        for spot in spots[self.rng.permutation(len(spots))]:
-            row = int((self.extent / 2 - spot[1]) // self.gsd)
-            col = int((spot[0] + self.extent / 2) // self.gsd)
-            species = int(self.rng.choice(len(SPECIES), p=shares)) + 1
-            low, high = SPECIES[species - 1].diameter
-            diameter = float(low + (high - low) * self.rng.beta(2.0, 2.5))
-            inside = 0 <= row < size and 0 <= col < size
-            if not inside or habitat[row, col] not in np.atleast_1d(codes) or self._in_house(spot, diameter):
-                continue
-            self._add(_Seed(float(spot[0]), float(spot[1]), place, species, diameter))
+        row = ((self.extent / 2 - spots[:, 1]) // self.gsd).astype(int)
+        col = ((spots[:, 0] + self.extent / 2) // self.gsd).astype(int)
+        inside = (row >= 0) & (row < size) & (col >= 0) & (col < size)
+        inside[inside] = np.isin(habitat[row[inside], col[inside]], codes)
+        spots = self.rng.permutation(spots[inside])
+        kinds = self.rng.choice(len(SPECIES), len(spots), p=_ODDS[place])
+        for spot, kind, part in zip(spots, kinds, self.rng.beta(2.0, 2.5, len(spots)), strict=True):
+            low, high = SPECIES[kind].diameter
+            diameter = float(low + (high - low) * part)
+            if not self._in_house(spot, diameter):
+                self._add(_Seed(float(spot[0]), float(spot[1]), place, int(kind) + 1, diameter))
 
     def _in_house(self, spot: npt.NDArray[np.float64], diameter: float) -> bool:
         return any(
