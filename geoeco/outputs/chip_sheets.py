@@ -27,6 +27,8 @@ Bools = npt.NDArray[np.bool_]
 _NATURAL = ("red", "green", "blue")
 _INCH = 1.25
 _DPI = 100
+#: Pixels of a chip along a side that are drawn; larger chips are thinned out.
+_PIXELS = 160
 #: Grey of pixels that are not valid, or have no label.
 _MISSING = 240
 #: The crown that a chip is of, and others on it.
@@ -76,9 +78,22 @@ def mosaic_picture(mosaic: Orthomosaic, *, size: int = 1000) -> tuple[Picture, t
     indexes = [mosaic.indexes[mosaic.bands.index(name)] for name in bands]
     with opened_mosaic(mosaic.path) as file:
         image = file.read(indexes, out_shape=(len(indexes), *shape))
-        valid = file.dataset_mask(out_shape=shape) != 0
+        valid = _valid(file, mosaic, shape)
     box = mosaic.native.boundingbox
     return rgb_bytes(image, valid & np.isfinite(image).all(axis=0)), (box.left, box.bottom, box.right, box.top)
+
+
+def _valid(file: Any, mosaic: Orthomosaic, shape: tuple[int, int]) -> Bools:
+    """Validity as the mosaic's reader finds it, thinned out."""
+    if mosaic.mask == "internal":
+        return np.asarray(file.read_masks(mosaic.indexes[0], out_shape=shape) != 0)
+    if mosaic.mask == "none":
+        return np.ones(shape, dtype=bool)
+    marks = file.read(list(mosaic.mask_indexes), out_shape=(len(mosaic.mask_indexes), *shape))
+    if mosaic.mask == "alpha":
+        return np.asarray(marks[0] != 0)
+    values = np.asarray(mosaic.nodata_values)[:, None, None]
+    return np.asarray(~((marks == values) | (np.isnan(marks) & np.isnan(values))).all(axis=0))
 
 
 def _shown_bands(bands: Any) -> list[str]:
@@ -120,7 +135,9 @@ def chip_sheet(chips: xr.Dataset, path: str | os.PathLike[str], *, count: int = 
     total = chips.sizes["sample"]
     if not total:
         raise InputError("there is no chip to draw", where=str(path))
-    some = chips.isel(sample=np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))).load()
+    some = chips.isel(sample=np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int)))
+    thin = max(1, -(-chips.sizes["x"] // _PIXELS))
+    some = some.isel(y=slice(None, None, thin), x=slice(None, None, thin)).load()
     pictures = rgb_bytes(
         some["image"].sel(band=_shown_bands(some["band"].to_numpy())).to_numpy(), some["valid"].to_numpy()
     )

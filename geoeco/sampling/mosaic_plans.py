@@ -35,6 +35,7 @@ from geoeco.sampling.mosaic_splits import (
     split_by_blocks,
 )
 from geoeco.sampling.mosaic_windows import EdgePolicy, check_overlap, grid_windows, pixels_across
+from geoeco.sensors.orthomosaic import Orthomosaic
 from geoeco.vectors import read_split_areas
 
 __all__ = ["ChipDesign", "chip_side", "footprints_of", "largest_number", "plan_chips"]
@@ -295,8 +296,10 @@ def _with_valid(
     """Valid part of each chip; chips with too little of it are left out."""
 
     def look(row: Any) -> float:
-        _, valid = chip_pixels(sources.sources[row.source].mosaic, (row.row, row.col), size, row.step)
-        return float(valid.mean())
+        mosaic = sources.sources[row.source].mosaic
+        if _needs_no_look(mosaic, (row.row, row.col), size * row.step):
+            return 1.0
+        return float(chip_pixels(mosaic, (row.row, row.col), size, row.step)[1].mean())
 
     valid = np.array(in_threads(look, list(table.itertuples()), threads), dtype=np.float32)
     kept = (valid > 0) & (valid >= np.float32(design.min_valid))
@@ -309,6 +312,12 @@ def _with_valid(
             what_to_do="lower min_valid, or check the mosaic's mask and the place of its crowns",
         )
     return table.assign(valid_fraction=valid)[kept].reset_index(drop=True), int((~kept).sum())
+
+
+def _needs_no_look(mosaic: Orthomosaic, offset: tuple[int, int], reach: int) -> bool:
+    """Whether a window is valid all over for certain: within a mosaic of whole numbers that marks nothing invalid."""
+    inside = all(first >= 0 and first + reach <= length for first, length in zip(offset, mosaic.shape, strict=True))
+    return inside and mosaic.mask == "none" and np.issubdtype(np.dtype(mosaic.dtype), np.integer)
 
 
 def _with_sets(
@@ -413,7 +422,10 @@ def _with_labels(
 
     def look(row: Any) -> npt.NDArray[np.int64]:
         source = sources.sources[row.source]
-        _, valid = chip_pixels(source.mosaic, (row.row, row.col), size, row.step)
+        if row.valid_fraction == 1:
+            valid = np.ones((size, size), dtype=bool)
+        else:
+            valid = chip_pixels(source.mosaic, (row.row, row.col), size, row.step)[1]
         label = chip_label(source, (row.row, row.col), size, row.step, valid, row.ground)
         return np.bincount(label.reshape(-1), minlength=IGNORE + 1)
 

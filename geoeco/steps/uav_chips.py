@@ -59,6 +59,7 @@ from geoeco.sampling.mosaic_plans import chip_side
 from geoeco.sampling.mosaic_sources import ChipSource
 from geoeco.sampling.mosaic_splits import SPLIT_NAMES
 from geoeco.sampling.mosaic_stores import PIXELS
+from geoeco.sensors.orthomosaic import describe_orthomosaic
 from geoeco.steps.layers import digest_of, parts_of
 from geoeco.vectors import read_split_areas
 
@@ -107,6 +108,10 @@ class UavChipsSettings(StepSettings):
 
     verb: Literal["uav_chips"] = "uav_chips"
     mosaic: Names = Field(description="table of the inputs with the orthomosaic; a list for several of one kind")
+    bands: dict[str, int] | None = Field(
+        None, description="names of bands and their numbers in the file; as the file says when not given"
+    )
+    scale: float | None = Field(None, gt=0, description="value of one stored unit, where the file does not say")
     kind: Literal["grid", "crown", "random"] = Field("grid", description="on a grid, round crowns, or at random")
     chip_m: float | None = Field(None, gt=0, description="side of a chip, metres; crowns: that of the largest if null")
     overlap_m: float = Field(0.0, ge=0, description="ground that neighbours of a grid share, metres")
@@ -352,7 +357,9 @@ def _extras(
 def _overlay(chips: xr.Dataset, outlines: gpd.GeoDataFrame, source: ChipSource, number: int) -> Callable[[Path], Path]:
     """Outlines of a mosaic's chips in the colours of their sets, with its crowns; of crown chips the crowns alone."""
     here = np.flatnonzero(chips["source"].to_numpy() == number)
-    crs = source.mosaic.geobox.crs.proj
+    own = source.mosaic.geobox.crs
+    assert own is not None, "chips without a place have no overlay"
+    crs = own.proj
     frame = outlines.iloc[here].to_crs(crs)[["split", "crown_id", "geometry"]]
     if source.crowns is not None:
         shapes = gpd.GeoSeries(source.crowns.on_map(source.mosaic.geobox.transform), crs=crs)
@@ -379,8 +386,9 @@ def _sources(settings: UavChipsSettings, table: Callable[[str], str]) -> MosaicS
             return None
         return table(names) if isinstance(names, str) else [table(name) for name in names]
 
+    mosaics = [settings.mosaic] if isinstance(settings.mosaic, str) else settings.mosaic
     return open_sources(
-        paths(settings.mosaic),
+        [describe_orthomosaic(table(name), bands=settings.bands, scale=settings.scale) for name in mosaics],
         target_gsd=settings.target_gsd,
         labels=paths(settings.labels),
         chm=paths(settings.chm),

@@ -217,6 +217,7 @@ WRONG = [
     (["steps.0.crown_class=name"], InputError, "no column 'name'"),
     (["steps.0.kind=crown", "steps.0.chip_m=5"], InputError, "crowns are larger than a chip"),
     (["steps.0.target_gsd=0.2"], InputError, "finer"),
+    (["steps.0.bands={nir: 9}"], InputError, "no band number 9"),
 ]
 
 
