@@ -15,6 +15,7 @@ import numpy.typing as npt
 import rasterio.features
 import shapely
 from affine import Affine
+from shapely.geometry.base import BaseGeometry
 
 from geoeco.simulate.uav_layout import Layout, codes_of, smooth_noise
 
@@ -128,7 +129,7 @@ class Crown:
     place: str
     tint: Colour
     seed: int
-    outline: shapely.Geometry
+    outline: BaseGeometry
 
     @property
     def kind(self) -> Species:
@@ -145,7 +146,7 @@ class _Seed:
     diameter: float
 
 
-def plant_trees(seed: int, layout: Layout, gsd: float, seen: shapely.Geometry) -> list[Crown]:
+def plant_trees(seed: int, layout: Layout, gsd: float, seen: BaseGeometry) -> list[Crown]:
     """Plant trees in belts, woods, compound land, and single ones in fields.
 
     Parameters
@@ -270,7 +271,7 @@ def _outline(rng: np.random.Generator, tree: _Seed, species: Species) -> shapely
     return shapely.Polygon(np.stack([tree.east + radius * np.cos(angle), tree.north + radius * np.sin(angle)], -1))
 
 
-def _as_seen(crowns: list[Crown], seen: shapely.Geometry) -> list[Crown]:
+def _as_seen(crowns: list[Crown], seen: BaseGeometry) -> list[Crown]:
     """Cut each outline by taller neighbours, leave out what the mosaic does not see, number the rest."""
     whole = [crown.outline for crown in crowns]
     tree = shapely.STRtree(whole)
@@ -290,11 +291,12 @@ def _as_seen(crowns: list[Crown], seen: shapely.Geometry) -> list[Crown]:
     return [replace(crown, crown_id=number) for number, crown in enumerate(kept, start=1)]
 
 
-def _largest(shape: shapely.Geometry) -> shapely.Geometry:
-    return max(shapely.get_parts(shape), key=lambda part: part.area)
+def _largest(shape: BaseGeometry) -> BaseGeometry:
+    parts: list[BaseGeometry] = list(shapely.get_parts(shape))
+    return max(parts, key=lambda part: float(part.area))
 
 
-def _with_overlap(crowns: list[Crown], whole: dict[int, shapely.Geometry]) -> list[Crown]:
+def _with_overlap(crowns: list[Crown], whole: dict[int, BaseGeometry]) -> list[Crown]:
     """Give the crown that a neighbour hides most of its whole outline back: two polygons overlap."""
     hidden = [shapely.area(whole[c.crown_id]) - shapely.area(c.outline) for c in crowns]
     most = int(np.argmax(hidden))
@@ -317,7 +319,7 @@ def _with_two_parts(crowns: list[Crown]) -> list[Crown]:
     crown = crowns[best]
     west, south, east, north = crown.outline.bounds
     branch = shapely.Point(east + 0.16 * (east - west), (south + north) / 2).buffer(0.12 * (east - west), quad_segs=8)
-    outline = shapely.MultiPolygon([crown.outline, branch])
+    outline = shapely.union(crown.outline, branch)
     return [replace(c, outline=outline) if i == best else c for i, c in enumerate(crowns)]
 
 

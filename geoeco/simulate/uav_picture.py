@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 from scipy.ndimage import gaussian_filter, uniform_filter1d
+from shapely.geometry.base import BaseGeometry
 
 from geoeco.simulate.uav_crowns import Crown
 from geoeco.simulate.uav_layout import CROPS, PADDY, Building, Layout, codes_of, smooth_noise
@@ -49,7 +50,7 @@ class Relief:
     above: Floats
 
 
-def footprint(seed: int, extent: float) -> shapely.Geometry:
+def footprint(seed: int, extent: float) -> BaseGeometry:
     """Ground that the mosaic covers, in metres from the centre: the union of its photos, with one hole."""
     rng = np.random.default_rng([seed, 23])
     heading = float(rng.uniform(0.0, math.pi))
@@ -71,7 +72,7 @@ def footprint(seed: int, extent: float) -> shapely.Geometry:
     centre = rng.uniform(-0.25, 0.25, 2) * extent
     radius = 0.014 * extent * rng.uniform(0.5, 1.4, len(angle))
     hole = shapely.Polygon(centre + np.stack([np.cos(angle), np.sin(angle)], -1) * radius[:, None])
-    seen: shapely.Geometry = shapely.difference(whole, hole)
+    seen: BaseGeometry = shapely.difference(whole, hole)
     return seen
 
 
@@ -108,8 +109,8 @@ def _local(house: Building, layout: Layout, gsd: float) -> tuple[tuple[slice, sl
 
 def _rows_of(layout: Layout, distance: npt.NDArray[np.float32], wander: Floats) -> Floats:
     """Profile across the rows of all plots, 0 between rows and 1 on them."""
-    wave: Floats = 0.5 + 0.5 * np.cos((layout.row + 0.05 * wander) * np.float32(2.0 * math.pi) / distance)
-    return wave
+    turns = (layout.row + np.float32(0.05) * wander) / distance
+    return np.asarray(0.5 + 0.5 * np.cos(np.float32(2.0 * math.pi) * turns), dtype=np.float32)
 
 
 def _low_plants(rng: np.random.Generator, layout: Layout, gsd: float) -> Floats:
@@ -204,8 +205,8 @@ def _paint_fields(
     plants = np.array([_ROWS[name][3] for name in names], np.float32)[layout.crop]
     soils = np.array([_ROWS[name][4] for name in names], np.float32)[layout.crop]
     # no two plots are alike: sowing, variety, moisture
-    plants = plants * (1.0 + rng.normal(0.0, 0.05, (count, 1)) + rng.normal(0.0, 0.025, (count, 3)))
-    soils = soils * (1.0 + rng.normal(0.0, 0.06, (count, 1)))
+    plants = plants * (1.0 + rng.normal(0.0, 0.05, (count, 1)) + rng.normal(0.0, 0.025, (count, 3))).astype(np.float32)
+    soils = soils * (1.0 + rng.normal(0.0, 0.06, (count, 1))).astype(np.float32)
     cover = np.array([_ROWS[name][2] for name in names], np.float32)[layout.crop] + rng.normal(0.0, 0.07, count)
     distance = np.array([_ROWS[name][0] for name in names], np.float32)[layout.crop]
     field = layout.plot > 0

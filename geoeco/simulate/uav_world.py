@@ -31,6 +31,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from rasterio.io import MemoryFile
 from scipy.ndimage import distance_transform_edt
+from shapely.geometry.base import BaseGeometry
 
 from geoeco.errors import InputError, OutputError
 from geoeco.outputs import ClassTable
@@ -112,7 +113,7 @@ class UavWorld:
         return make_layout(self.settings.seed, self.settings.size, self.settings.gsd)
 
     @cached_property
-    def _seen(self) -> shapely.Geometry:
+    def _seen(self) -> BaseGeometry:
         return footprint(self.settings.seed, self.settings.size * self.settings.gsd)
 
     @cached_property
@@ -158,8 +159,8 @@ class UavWorld:
         """The truth where someone labelled it ``(y, x)``, 255 elsewhere: parts of the mosaic, and all outside it."""
         rng = np.random.default_rng([self.settings.seed, 29])
         size = self.settings.size
-        missed = smooth_noise(rng, (size, size), size / 14.0)
-        missed = missed > np.quantile(missed[::4, ::4], 1.0 - _UNLABELLED_PART)
+        field = smooth_noise(rng, (size, size), size / 14.0)
+        missed = field > np.quantile(field[::4, ::4], 1.0 - _UNLABELLED_PART)
         return np.where(missed | ~self.valid, np.uint8(_UNLABELLED), self.habitat)
 
     @cached_property
@@ -217,7 +218,7 @@ class UavWorld:
         best = max(draws, key=lambda draw: _evenness(held, draw))
         rows = []
         for name in ("train", "val", "test"):
-            boxes = [self._block(cuts, k, gsd) for k in np.flatnonzero(best == name)]
+            boxes = [self._block(cuts, int(k), gsd) for k in np.flatnonzero(best == name)]
             rows += [(name, part) for part in shapely.get_parts(shapely.union_all(boxes))]
         return gpd.GeoDataFrame(
             {"area_id": range(1, len(rows) + 1), "split": [name for name, _ in rows]},
@@ -225,13 +226,14 @@ class UavWorld:
             crs=f"EPSG:{_EPSG}",
         )
 
-    def _block(self, cuts: npt.NDArray[np.int_], number: int, gsd: float) -> shapely.Geometry:
+    def _block(self, cuts: npt.NDArray[np.int_], number: int, gsd: float) -> BaseGeometry:
         last = len(cuts) - 2
-        i, j = divmod(int(number), last + 1)
+        i, j = divmod(number, last + 1)
         left, top = self.geobox.affine.c, self.geobox.affine.f
         edges = np.array([cuts[j], cuts[j + 1], cuts[i], cuts[i + 1]]) * gsd
         edges += _MARGIN_M * np.array([-(j == 0), j == last, -(i == 0), i == last])
-        return shapely.box(left + edges[0], top - edges[3], left + edges[1], top - edges[2])
+        block: BaseGeometry = shapely.box(left + edges[0], top - edges[3], left + edges[1], top - edges[2])
+        return block
 
 
 def _evenness(held: npt.NDArray[np.int_], draw: npt.NDArray[np.str_]) -> float:
