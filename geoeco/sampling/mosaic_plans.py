@@ -253,7 +253,9 @@ def plan_chips(sources: MosaicSources, design: ChipDesign, *, threads: int = 2) 
             found = _crowns(source, design, size)
         else:
             found = _grid(source, design, size)
-        notes.append({"source": source.name, **found.notes})
+        frame = sources.crowns[index]
+        read = {} if frame is None else {str(name): _plain_number(value) for name, value in frame.attrs.items()}
+        notes.append({"source": source.name, **({"crowns_read": read} if read else {}), **found.notes})
         parts.append(
             pd.DataFrame(
                 {
@@ -284,6 +286,11 @@ def plan_chips(sources: MosaicSources, design: ChipDesign, *, threads: int = 2) 
     bands = (*members[0].mosaic.bands, *((CROWN_BAND,) if design.context == "mask" else ()))
     attrs = _attributes(sources, design, size, bands, classes)
     return ChipPlan(table.drop(columns="point"), size, bands, attrs, told)
+
+
+def _plain_number(value: float) -> float:
+    """Count or area as JSON holds it."""
+    return int(value) if float(value).is_integer() else round(float(value), 3)
 
 
 def _random(source: ChipSource, design: ChipDesign, size: int, ground: Ground, index: int) -> _Windows:

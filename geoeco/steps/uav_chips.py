@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import tempfile
 import warnings
@@ -180,9 +181,10 @@ class UavChipsVerb(Verb):
         size, most = chip_side(sources.sources, design), largest_number(sources, design)
         pixel = _pixel_bytes(settings, sources)
         chip = size * size * pixel
+        reading = _THREADS * max(_window_bytes(source, size, settings) for source in sources.sources)
         survey = Task(
             f"{settings.step}/survey/all",
-            memory_bytes=_BASE_BYTES + 4 * _THREADS * chip + 2000 * most,
+            memory_bytes=_BASE_BYTES + reading + 2000 * most,
             bytes_in=2 * most * chip,
             bytes_out=200 * most,
         )
@@ -193,7 +195,7 @@ class UavChipsVerb(Verb):
                 payload={"first": first, "count": min(per_shard, most - first)},
                 depends=(survey.id,),
                 # the chips, each variable once more as it is encoded and as it is read back, and what is being read
-                memory_bytes=_BASE_BYTES + int(3.2 * per_shard * chip) + 4 * _THREADS * chip + 2000 * most,
+                memory_bytes=_BASE_BYTES + int(3.2 * per_shard * chip) + reading + 2000 * most,
                 bytes_in=per_shard * chip,
                 bytes_out=per_shard * chip,
             )
@@ -426,6 +428,21 @@ def _pixel_bytes(settings: UavChipsSettings, sources: MosaicSources) -> int:
     bands = len(first.mosaic.bands) + (settings.context == "mask")
     beside = (first.labels is not None) + 4 * (first.chm is not None) + 4 * (settings.crowns is not None)
     return bands * np.dtype(first.mosaic.dtype).itemsize + 1 + beside
+
+
+def _window_bytes(source: ChipSource, size: int, settings: UavChipsSettings) -> int:
+    """What a thread holds while it reads a chip, bytes: the window in the pixels of each file, and sums over it."""
+    pixel = source.mosaic.geobox.transform.a
+    step = 1
+    if settings.too_large == "resize" and source.crowns is not None and len(source.crowns.ids):
+        extent = (source.crowns.bounds[:, 2:] - source.crowns.bounds[:, :2]).max()
+        step = math.ceil((extent + 2 * settings.buffer_m / source.mosaic.gsd_m + 2) / size)
+    total = 0.0
+    values = len(source.mosaic.bands) * np.dtype(source.mosaic.dtype).itemsize
+    for layer, each in ((source.mosaic, 3 * values + 10), (source.labels, 34), (source.chm, 24)):
+        if layer is not None:
+            total += (size * step * pixel / layer.native.transform.a + 2) ** 2 * each
+    return int(total)
 
 
 def _frame_digest(frame: gpd.GeoDataFrame) -> str:

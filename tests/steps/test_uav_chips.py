@@ -133,6 +133,8 @@ def test_tables_outlines_and_pictures_lie_beside_the_store_and_in_the_manifest(r
     assert notes["proof"][0]["least_distance_m"] >= 1
     assert sum(notes["label_pixels"]["train"].values()) == int((chips["label"][chips["split"] == 0] != 255).sum())
     assert notes["sources"][0]["crowns_whole_in_no_chip"]
+    assert notes["sources"][0]["crowns_read"]["overlap_m2"] > 0
+    assert notes["sources"][0]["crowns_read"]["n_repaired"] == 0
 
 
 def test_crowns_keep_ids_class_set_and_outline_from_table_to_chips_to_table(world, trees):
