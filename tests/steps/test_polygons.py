@@ -18,6 +18,7 @@ from rasterio.features import rasterize
 from geoeco.cubes import open_rasters
 from geoeco.errors import InputError
 from geoeco.mapping import class_polygons
+from geoeco.steps import polygons
 from tests.mapping.mosaics import CODES, NAMES
 from tests.steps.mosaic_runs import recipe, write_bundle, write_mosaic
 
@@ -141,3 +142,30 @@ def test_classes_that_the_map_has_not_are_refused(place: Path, run: Path, tmp_pa
     assert done.exit_code != 0
     assert "no class 'sea'" in done.failures.to_json()
     assert not (tmp_path / "run" / "polygons" / "parts").exists(), "it is known before any block is worked on"
+
+
+def test_a_block_that_fails_leaves_a_hole_until_it_is_done(
+    place: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "polygons" / "parts")
+    label = polygons.label_block
+
+    def failing(codes, *args, origin, **more):
+        if origin == (64, 64):
+            raise InputError("this block cannot be read")
+        return label(codes, *args, origin=origin, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(polygons, "label_block", failing)
+        partial = recipe(place, "window: 48", more=POLYGONS).run(tmp_path / "run")
+    assert partial.exit_code == 3
+    held = map_of(run)["class"]
+    there = (held != 255).to_numpy()
+    there[64:128, 64:128] = False
+    made = gpd.read_file(tmp_path / "run" / "polygons" / "habitats.gpkg")
+    assert there.sum() * 0.0095 < made["area_m2"].sum() <= there.sum() * 0.01 + 1e-9
+    again = recipe(place, "window: 48", more=POLYGONS).run(tmp_path / "run")
+    assert again.exit_code == 0
+    whole = (run / "polygons" / "habitats.gpkg").read_bytes()
+    assert (tmp_path / "run" / "polygons" / "habitats.gpkg").read_bytes() == whole
