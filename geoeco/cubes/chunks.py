@@ -26,6 +26,8 @@ __all__ = ["ChunkReader"]
 
 #: Offset and length of an inner chunk that holds nothing but fill.
 _EMPTY = 2**64 - 1
+#: CRC-32C of any bytes with their own CRC-32C behind them, little-endian: seen without a copy of the bytes.
+_RESIDUE = 0x48674BC7
 
 
 class ChunkReader:
@@ -138,14 +140,13 @@ class ChunkReader:
         encoded = self._objects.part(key, offset, length)
         if encoded is None or len(encoded) != length:
             raise self._damaged(key, "a chunk lies beyond its end")
-        if self._checksummed:
-            encoded, checksum = encoded[:-4], encoded[-4:]
-            if checksum != struct.pack("<I", google_crc32c.value(encoded)):
-                raise self._damaged(key, "a chunk does not bear its checksum")
+        if self._checksummed and google_crc32c.value(encoded) != _RESIDUE:
+            raise self._damaged(key, "a chunk does not bear its checksum")
+        body = memoryview(encoded)[:-4] if self._checksummed else encoded
         try:
             assert self._codec is not None, "checked when it was opened"
             # a codec for each chunk: its state is not shared between threads
-            decoded = self._codec().decode(encoded, out)
+            decoded = self._codec().decode(body, out)
         except (RuntimeError, ValueError) as error:
             raise self._damaged(key, str(error)) from error
         if out is not None:
