@@ -13,6 +13,7 @@ import json
 import math
 import re
 import tempfile
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -67,6 +68,8 @@ Span = tuple[int, int]
 FIT, PROFILES, MODEL = "fit.safetensors", "layers.json", "model.json"
 #: Bands of one file of features: with more, the tiles of a GeoTIFF would be too large to read one pixel.
 BANDS_PER_FILE = 64
+#: Characters of a place that its file is named by.
+LONGEST_NAME = 60
 
 
 class PeriodSettings(BaseModel):
@@ -527,7 +530,16 @@ def _places(settings: EmbedSettings, context: PlanContext, lattice: Lattice) -> 
 
 
 def _variable(place: str) -> str:
-    return "similarity_" + re.sub(r"[^A-Za-z0-9-]+", "_", place).strip("_")[:60]
+    """Name of a variable, and of a file, that is safe everywhere.
+
+    Accents are dropped. Where letters or digits of other scripts are, or the name is long, a part of its hash says
+    which place it was.
+    """
+    letters = "".join(c for c in unicodedata.normalize("NFKD", place) if not unicodedata.combining(c))
+    safe = re.sub(r"[^A-Za-z0-9-]+", "_", letters).strip("_")
+    if len(safe) > LONGEST_NAME or any(c.isalnum() and not c.isascii() for c in letters) or not safe:
+        safe = f"{safe[:LONGEST_NAME]}_{hashlib.sha256(place.encode()).hexdigest()[:8]}".lstrip("_")
+    return f"similarity_{safe}"
 
 
 # --- rasters ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pandas as pd
@@ -36,6 +35,7 @@ from geoeco.steps.bundles import (
 )
 from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.model_costs import ACTIVATION_BYTES, LIBRARIES_BYTES
+from geoeco.steps.training_files import needs_ml
 from geoeco.vectors import read_table
 
 if TYPE_CHECKING:
@@ -131,13 +131,8 @@ class EvaluateVerb(Verb):
 
     def plan(self, settings: EvaluateSettings, context: PlanContext) -> tuple[Stage, ...]:
         """One task, after the chips and all models."""
-        if find_spec("torch") is None or find_spec("sklearn") is None:
-            raise InputError(
-                "evaluation needs packages that are not installed",
-                where=f"step {settings.step}",
-                what_to_do="pip install 'geoeco[ml]'",
-                code="extra",
-            )
+        with needs_ml(settings.step):
+            import geoeco.training.probes  # noqa: F401
         _labels(settings, context.table(settings.labels))
         like = _likeness(settings, context)
         models = {

@@ -34,6 +34,7 @@ from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
+    needs_ml,
     outside_file,
     read_columns,
     sha256_of,
@@ -268,15 +269,8 @@ class PretrainVerb(ModelVerb):
 
 def _expected(settings: PretrainSettings, weights: str | None = None) -> ExpectedEncoder:
     """Shape of the encoder; weights that it is to start from must be its own."""
-    try:
+    with needs_ml(settings.step):
         from geoeco.training import expect_encoder
-    except ImportError as error:
-        raise InputError(
-            f"training needs packages that are not installed: {error}",
-            where=f"step {settings.step}",
-            what_to_do="pip install 'geoeco[ml]'",
-            code="extra",
-        ) from error
     return expect_encoder(
         settings.backbone,
         len(settings.all_bands),

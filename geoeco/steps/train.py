@@ -36,6 +36,7 @@ from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
+    needs_ml,
     read_columns,
 )
 from geoeco.vectors import read_table
@@ -181,22 +182,16 @@ class TrainVerb(ModelVerb):
 
     def _source(self, settings: TrainSettings, context: PlanContext) -> PlannedModel:
         """The encoder that is started from."""
-        try:
+        with needs_ml(settings.step):
             from geoeco.training import expect_encoder
-        except ImportError as error:
-            raise InputError(
-                f"training needs packages that are not installed: {error}",
-                where=f"step {settings.step}",
-                what_to_do="pip install 'geoeco[ml]'",
-                code="extra",
-            ) from error
         if settings.encoder is not None:
             found = planned_model(settings.encoder, context, f"step {settings.step}: encoder")
             if found.task != "embedding":
                 raise InputError(
                     f"the model {settings.encoder!r} is for {found.task}, no encoder",
                     where=f"step {settings.step}",
-                    what_to_do="name a pretrain step, or the folder of its bundle",
+                    what_to_do="name a pretrain step, or the folder of its bundle; the encoder of a model that train "
+                    "made is taken out by geoeco.training.trained_encoder",
                     code="bundle",
                 )
             return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from geoeco.cubes.shards import Objects
@@ -16,6 +17,7 @@ __all__ = [
     "GRADIENT_BYTES",
     "TRAINING_LIBRARIES_BYTES",
     "TrainingFiles",
+    "needs_ml",
     "outside_file",
     "read_columns",
     "sha256_of",
@@ -69,6 +71,26 @@ class TrainingFiles:
         further = [("applicability.safetensors", "data")] if applicability else []
         *files, item = BUNDLE_FILES
         return [self.put(f"bundle/{name}", kind) for name, kind in (*files, *further, item)]
+
+
+@contextmanager
+def needs_ml(step: str) -> Iterator[None]:
+    """Import what a step takes of `geoeco.training` under this, when it is planned.
+
+    Raises
+    ------
+    InputError
+        If packages of the extra ``ml`` are not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(
+            f"the step needs packages that are not installed: {error}",
+            where=f"step {step}",
+            what_to_do="pip install 'geoeco[ml]'",
+            code="extra",
+        ) from error
 
 
 def outside_file(path: str) -> bytes:

@@ -56,6 +56,8 @@ _RECORD = "geoeco:bundle"
 #: Sides of the sample of a network for segmentation, whose output is as large as its input: about this.
 _SAMPLE_SIDE = 64
 _SHA256_MULTIHASH = "1220"
+#: Pixels along a side of a model's windows at most: one image of ten bands takes 2.7 GB.
+LARGEST_WINDOW = 8192
 #: Largest difference from the expected output, as a part of its largest value: other kernels sum in another order.
 _TOLERANCE = 1e-3
 
@@ -218,8 +220,11 @@ class ModelBundle:
             )
         if self.task not in _MLM_TASKS:
             raise InputError(f"a model's task is {self.task!r}", what_to_do=f"use one of: {', '.join(_MLM_TASKS)}")
-        if self.size < 1 or not 0 < self.resolution < math.inf:
-            raise InputError("size and resolution of a model's windows must be positive")
+        if not 1 <= self.size <= LARGEST_WINDOW or not 0 < self.resolution < math.inf:
+            raise InputError(
+                f"a model for windows of {self.size} pixels of {self.resolution:g} m",
+                what_to_do=f"give a size from 1 to {LARGEST_WINDOW} and a positive resolution",
+            )
         self._check_classes()
         self.module.eval()
 

@@ -20,6 +20,7 @@ from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
 from geoeco.models import create_backbone  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.pretrain import PretrainSettings, _names, training_memory  # noqa: E402
+from geoeco.steps.training_files import needs_ml  # noqa: E402
 from geoeco.training import ModelBundle, fitting, pretrain, pretraining  # noqa: E402
 from tests.training.stores import pixels, store_of  # noqa: E402
 
@@ -288,6 +289,12 @@ def test_a_store_without_a_split_is_used_whole_and_asked_for_a_set_is_refused(tm
     assert recipe(tmp_path, "steps.0.epochs=1").run(tmp_path / "run").open("pretrain").notes["locations"] == 5
     with pytest.raises(InputError, match="no split"):
         recipe(tmp_path, "steps.0.part=train").plan()
+
+
+def test_packages_that_are_not_installed_are_named_when_planning():
+    with pytest.raises(InputError, match=r"not installed.*'torchlike'") as caught, needs_ml("pretrain"):
+        import torchlike  # noqa: F401
+    assert "geoeco[ml]" in caught.value.what_to_do
 
 
 def test_the_plan_says_what_the_model_will_be(folder):

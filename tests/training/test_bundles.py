@@ -189,7 +189,13 @@ def test_an_item_with_wrong_fields_is_an_input_error(folder, key, value):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("bands", ["B02", "B04"]), ("bands", ["B02", "B02", "B08", "ndvi"]), ("size", 0), ("resolution", float("inf"))],
+    [
+        ("bands", ["B02", "B04"]),
+        ("bands", ["B02", "B02", "B08", "ndvi"]),
+        ("size", 0),
+        ("size", 10**9),
+        ("resolution", float("inf")),
+    ],
 )
 def test_parts_of_an_item_that_do_not_fit_together_are_refused_with_the_name_of_the_bundle(folder, key, value):
     item = json.loads((folder / "mlm.json").read_text())
@@ -257,7 +263,7 @@ def test_a_bundle_that_could_not_be_loaded_again_is_not_saved(tmp_path):
 
 
 def test_parts_that_do_not_fit_together_are_refused():
-    for changes in ({"bands": ("B02",)}, {"bands": ("B02",) * 4}, {"task": "guessing"}, {"size": 0}):
+    for changes in ({"bands": ("B02",)}, {"bands": ("B02",) * 4}, {"task": "guessing"}, {"size": 0}, {"size": 10**9}):
         with pytest.raises(InputError):
             make(**changes)
     for mean, std in (((0.0,), (0.0,)), ((0.0,), (1.0, 1.0)), ((float("nan"),), (1.0,)), ((), ())):

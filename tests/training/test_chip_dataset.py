@@ -108,6 +108,7 @@ def test_it_travels_without_an_open_store(chips):
     assert torch.equal(pickle.loads(body)[1]["image"], before)
 
 
+@pytest.mark.slow  # test_reading_processes_change_nothing holds a training to the same
 def test_workers_that_were_spawned_give_the_same_samples(chips):
     dataset = ChipDataset(chips.store, bands=["B04", "B08"])
     dataset[0]
