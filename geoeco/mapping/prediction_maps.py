@@ -42,7 +42,7 @@ def predict(
     weights: Literal["tile", "scene"] = "tile",
     augment: Sequence[Augmentation] = (),
     outputs: Sequence[str] = ("class",),
-    block: int = 2048,
+    block: int = 8192,
     batch: int = 4,
     precision: Precision = "auto",
     device: str = "auto",
@@ -72,7 +72,8 @@ def predict(
     outputs : sequence of str
         Any of ``class``, ``probability``, ``entropy``, ``confidence``, ``spread``, ``di``, ``aoa``, ``valid``.
     block : int
-        Pixels along a side of what is worked on at a time; the result does not depend on it.
+        Pixels along a side of what is worked on at a time. The result does not depend on it; windows that lie across
+        the border of two blocks are run for each.
     batch : int
         Windows that pass the network together. The last bits may depend on it.
     precision : {"auto", "32", "bf16"}

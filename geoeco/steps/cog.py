@@ -18,6 +18,7 @@ import xarray as xr
 from pydantic import Field, field_validator
 
 from geoeco.cubes import open_rasters
+from geoeco.cubes.shards import intact_shards
 from geoeco.engine import (
     Output,
     PlanContext,
@@ -119,17 +120,18 @@ class CogVerb(Verb):
         tags = {**payload["tags"], **known.get("tags", {})}
         sources = [*payload["sources"], *known.get("derived_from", [])]
         start, end = (dt.datetime.fromisoformat(moment) for moment in payload["period"] or ALWAYS)
-        record = write_cog(
-            data,
-            local,
-            blocks=_windows(data),
-            compress=settings.compress,
-            tags=tags,
-            description=f"{context.recipe.name}: {payload['title']}",
-            datetime=end if payload["period"] else None,
-            threads=1,
-            **known.get("storage", {}),
-        )
+        with intact_shards(context.store.url(payload["store"])):
+            record = write_cog(
+                data,
+                local,
+                blocks=_windows(data),
+                compress=settings.compress,
+                tags=tags,
+                description=f"{context.recipe.name}: {payload['title']}",
+                datetime=end if payload["period"] else None,
+                threads=1,
+                **known.get("storage", {}),
+            )
         thumbnail = None
         if settings.quicklooks:
             thumbnail = quicklook(local, local.with_suffix(".png"), title=payload["title"])

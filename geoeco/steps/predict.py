@@ -518,10 +518,12 @@ class _Cost:
 
     @property
     def reading(self) -> int:
-        """Batches that are read, waiting and at work: as stored with their overlaps, cut, and as values."""
+        """A batch that is read, those that wait and are at work as they were cut, and the one at work as values."""
         rows, cols = self.tiling.group
-        pixels = rows * cols * self.tiling.y.window * self.tiling.x.window
-        return 3 * 2 * pixels * self.stored + pixels * len(self.mosaic.bands) * 8
+        height, width = self.tiling.y.window, self.tiling.x.window
+        pixels = rows * cols * height * width
+        values = pixels * len(self.mosaic.bands) * 8
+        return self.mosaic.read_bytes(rows * height, cols * width) + 3 * pixels * self.stored + values
 
     @property
     def canvas(self) -> int:
