@@ -25,8 +25,9 @@ Picture = npt.NDArray[np.uint8]
 Bools = npt.NDArray[np.bool_]
 
 _NATURAL = ("red", "green", "blue")
-_INCH = 1.25
 _DPI = 100
+#: Dots along a side of a chip in the picture, at least.
+_SMALLEST = 96
 #: Pixels of a chip along a side that are drawn; larger chips are thinned out.
 _PIXELS = 160
 #: Grey of pixels that are not valid, or have no label.
@@ -142,30 +143,45 @@ def chip_sheet(chips: xr.Dataset, path: str | os.PathLike[str], *, count: int = 
         some["image"].sel(band=_shown_bands(some["band"].to_numpy())).to_numpy(), some["valid"].to_numpy()
     )
     beside, legend = _beside(some)
-    number = len(pictures)
-    across = min(columns, number)
-    down = -(-number // across)
-    per_chip = 1 if beside is None else 2
-    figure = Figure(
-        figsize=(0.2 + _INCH * across * per_chip + (1.6 if legend else 0), 0.2 + (_INCH + 0.25) * down),
-        dpi=_DPI,
-        layout="constrained",
-    )
+    cells = pictures if beside is None else np.concatenate([pictures, _gap(pictures, 2), beside], axis=2)
+    texts = [_title(some.isel(sample=k)) for k in range(len(cells))]
+    # small chips are drawn larger, a whole number of times
+    zoom = max(1, _SMALLEST // pictures.shape[1])
+    sheet, places = _laid_out(cells.repeat(zoom, axis=1).repeat(zoom, axis=2), min(columns, len(cells)))
+    high, wide = sheet.shape[:2]
+    margin = 60 + 5 * max(len(name) for name, _ in legend) if legend else 0
+    figure = Figure(figsize=((wide + margin) / _DPI, high / _DPI), dpi=_DPI)
     FigureCanvasAgg(figure)
-    grid = figure.subplots(down, across * per_chip, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for k in range(number):
-        row, column = divmod(k, across)
-        axes = grid[row, column * per_chip]
-        axes.imshow(pictures[k], interpolation="nearest")
-        axes.set_title(_title(some.isel(sample=k)), fontsize=6, loc="left")
-        if beside is not None:
-            grid[row, column * per_chip + 1].imshow(beside[k], interpolation="nearest")
+    axes = figure.add_axes((0.0, 0.0, wide / (wide + margin), 1.0))
+    axes.axis("off")
+    axes.imshow(sheet, interpolation="nearest", aspect="auto")
+    for (row, column), text in zip(places, texts, strict=True):
+        axes.text(column, row - 3, text, fontsize=6, va="bottom")
     if legend:
         handles = [Patch(color=colour) for _, colour in legend]
-        figure.legend(handles, [name for name, _ in legend], loc="outside right upper", fontsize=7, frameon=False)
+        names = [name for name, _ in legend]
+        figure.legend(
+            handles, names, loc="upper left", bbox_to_anchor=(wide / (wide + margin), 0.99), fontsize=6, frameon=False
+        )
     return save_figure(figure, path)
+
+
+def _gap(pictures: Picture, width: int) -> Picture:
+    return np.full((*pictures.shape[:2], width, 3), 255, dtype=np.uint8)
+
+
+def _laid_out(cells: Picture, across: int) -> tuple[Picture, list[tuple[int, int]]]:
+    """One picture of many, row by row with room for a line of text above each, and their upper left corners."""
+    number, high, wide, _ = cells.shape
+    down = -(-number // across)
+    line, space = 16, 6
+    sheet = np.full((down * (high + line) + space, across * (wide + space) + space, 3), 255, dtype=np.uint8)
+    places = []
+    for k, cell in enumerate(cells):
+        row, column = line + (k // across) * (high + line), space + (k % across) * (wide + space)
+        sheet[row : row + high, column : column + wide] = cell
+        places.append((row, column))
+    return sheet, places
 
 
 def _title(chip: xr.Dataset) -> str:
