@@ -55,8 +55,8 @@ __all__ = ["PolygonsSettings", "PolygonsVerb"]
 GPKG, PICTURE, LAYER = "habitats.gpkg", "habitats.png", "habitats"
 #: Pixels of the longer side of the picture's map, and polygons that it shows, the largest ones.
 _PICTURE_PIXELS, _PICTURE_POLYGONS = 1000, 5000
-#: Bytes that a task holds: of a pixel of its block, at most, and of a pixel of the whole map in the tasks that join (five
-#: hundred bytes for a region, if a region has 250 pixels: a minimum mapping unit keeps a noisy map to that).
+#: Bytes that a task holds: of a pixel of its block, at most, and of a pixel of the whole map in the tasks that join
+#: (five hundred bytes for a region, if a region has 250 pixels: a minimum mapping unit keeps a noisy map to that).
 _BLOCK_BYTES, _MAP_BYTES = 160, 2
 
 
