@@ -316,8 +316,7 @@ def _expected(settings: TrainSegmentationSettings, chips: UavChipSource) -> Any:
         If it cannot be made, or the extra is not installed.
     """
     try:
-        from geoeco.training import expect_segmenter
-        from geoeco.training.segmentation_training import network_of
+        from geoeco.training import expect_segmenter, segmenter_arguments
     except ImportError as error:
         raise InputError(
             f"training needs packages that are not installed: {error}",
@@ -325,7 +324,9 @@ def _expected(settings: TrainSegmentationSettings, chips: UavChipSource) -> Any:
             what_to_do="pip install 'geoeco[ml]'",
             code="extra",
         ) from error
-    arguments = network_of(settings.network, settings.arguments, bands=len(chips.bands), classes=len(chips.classes))
+    arguments = segmenter_arguments(
+        settings.network, settings.arguments, bands=len(chips.bands), classes=len(chips.classes)
+    )
     return expect_segmenter(settings.network, arguments)
 
 
@@ -335,9 +336,9 @@ def _memory(settings: TrainSegmentationSettings, chips: UavChipSource, side: int
     The network with gradient, two moments, the best weights and copies for checkpoint and bundle; a batch as stored,
     as values and turned; what the forward pass keeps of the chips that pass it together, and the losses of each class.
     """
-    from geoeco.training.segmentation_training import NETWORKS
+    from geoeco.training import SEGMENTER_DEFAULTS
 
-    usual = NETWORKS[settings.network]
+    usual = SEGMENTER_DEFAULTS[settings.network]
     batch, at_once = settings.batch or usual.batch, settings.at_once or usual.at_once
     pixels = side * side
     passing = min(at_once, batch) * pixels * (GRADIENT_BYTES + _LOSS_BYTES * len(chips.classes))

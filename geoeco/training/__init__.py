@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from geoeco.training.segmentation_chips import SegmentationDataset
     from geoeco.training.segmentation_losses import SegmentationLoss
     from geoeco.training.segmentation_training import train_segmentation
+    from geoeco.training.segmenters import SEGMENTER_DEFAULTS, segmenter_arguments
     from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
     from geoeco.training.supervised import train
     from geoeco.training.views import FourViews, MoCoViews, SeasonViews
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
 __all__ = [
+    "segmenter_arguments",
+    "SEGMENTER_DEFAULTS",
     "ChipDataModule",
     "ChipDataset",
     "ChipStatistics",
@@ -143,6 +146,7 @@ _HOME = {
     "PhotoPoints": "geoeco.training.photo_points",
     "ProbeResult": "geoeco.training.probes",
     "ProbeTask": "geoeco.training.evaluation",
+    "SEGMENTER_DEFAULTS": "geoeco.training.segmenters",
     "SeasonContrast": "geoeco.training.season_contrast",
     "SeasonPrediction": "geoeco.training.prediction",
     "SeasonViews": "geoeco.training.views",
@@ -177,6 +181,7 @@ _HOME = {
     "rarity_scores": "geoeco.training.crown_scores",
     "scores": "geoeco.training.scoring",
     "seco_eco_normalisation": "geoeco.training.statistics",
+    "segmenter_arguments": "geoeco.training.segmenters",
     "soft_label_loss": "geoeco.training.photo_points",
     "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",

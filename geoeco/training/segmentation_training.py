@@ -14,9 +14,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -46,8 +44,9 @@ from geoeco.training.season_contrast import Schedule, schedule_factor
 from geoeco.training.segmentation import HabitatSegmentation, PartScores, PixelLoader, SegmentationValidation
 from geoeco.training.segmentation_chips import ChipSurvey, SegmentationDataset, labelled_classes, survey_chips
 from geoeco.training.segmentation_losses import SegmentationLoss
+from geoeco.training.segmenters import SEGMENTER_DEFAULTS, TrainingDefaults, segmenter_arguments
 
-__all__ = ["NETWORKS", "PARTS", "TrainingDefaults", "network_of", "train_segmentation"]
+__all__ = ["PARTS", "train_segmentation"]
 
 _log = logging.getLogger(__name__)
 PARTS: tuple[str, ...] = ("train", "val", "test")
@@ -58,34 +57,6 @@ _COMPONENTS = 32
 #: Statistics that DINOv3 was trained with on satellite imagery, red, green, blue (timm's configuration).
 _SAT = Normalisation((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
 _RGB = ("red", "green", "blue")
-
-
-@dataclass(frozen=True)
-class TrainingDefaults:
-    """What a network is trained with where nothing else is asked for.
-
-    Attributes
-    ----------
-    epochs, batch, at_once : int
-    lr, weight_decay : float
-    """
-
-    epochs: int
-    batch: int
-    at_once: int
-    lr: float
-    weight_decay: float
-
-
-#: Networks by their architecture. DWFF-Net's settings and those of its baselines are its authors' (their code): 150
-#: epochs, steps of 32 images, two of them at a time, AdamW with 1e-4 and 0.04.
-NETWORKS: Mapping[str, TrainingDefaults] = MappingProxyType(
-    {
-        "dwff": TrainingDefaults(150, 32, 2, 1e-4, 0.04),
-        "smp": TrainingDefaults(150, 32, 8, 1e-4, 0.04),
-        "conv_stack": TrainingDefaults(50, 8, 8, 3e-3, 0.0),
-    }
-)
 
 
 def train_segmentation(
@@ -152,8 +123,8 @@ def train_segmentation(
     unscored : sequence of str, optional
         Classes that are learned but left out of all scores; ``background`` where there is one, when not given.
     epochs, batch, at_once, lr, weight_decay : optional
-        As `NETWORKS` has them when not given. `batch` is the number of chips a step, all of the training part where
-        there are fewer; `at_once` how many go through the network together.
+        As `SEGMENTER_DEFAULTS` has them when not given. `batch` is the number of chips a step, all of the training
+        part where there are fewer; `at_once` how many go through the network together.
     schedule : {"cosine", "constant", "step"}
         Of the learning rate over the epochs.
     patience : int, optional
@@ -222,7 +193,7 @@ def train_segmentation(
     train = data["train"]
     weights = _class_weights(class_weights, classes.names, counts["train"])
     loss = SegmentationLoss(dice, focal, cross_entropy, entropy, weights)
-    described = network_of(network, arguments, bands=len(train.all_bands), classes=len(classes))
+    described = segmenter_arguments(network, arguments, bands=len(train.all_bands), classes=len(classes))
     per_step = min(chosen.batch, len(train)) if batch is None else chosen.batch
     batches = LocationBatches([f"{sample:09d}" for sample in train.samples], per_step, epochs=chosen.epochs, seed=seed)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
@@ -340,30 +311,6 @@ def train_segmentation(
     return made
 
 
-def network_of(network: str, arguments: Mapping[str, Any] | None, *, bands: int, classes: int) -> dict[str, Any]:
-    """Arguments of a network for so many bands and classes.
-
-    Parameters
-    ----------
-    network : {"dwff", "smp", "conv_stack"}
-    arguments : mapping, optional
-        All but ``in_channels`` and ``num_classes``.
-    bands, classes : int
-
-    Raises
-    ------
-    InputError
-        If there is no such network, or an argument is one that the chips say.
-    """
-    if network not in NETWORKS:
-        raise InputError(f"there is no network {network!r}", what_to_do=f"use one of: {', '.join(NETWORKS)}")
-    given = dict(arguments or {})
-    for name in ("in_channels", "num_classes"):
-        if name in given:
-            raise InputError(f"{name} is said by the chips", what_to_do="leave it out", code="recipe")
-    return {**given, "in_channels": bands, "num_classes": classes}
-
-
 def _numbers(
     network: str,
     epochs: int | None,
@@ -375,9 +322,9 @@ def _numbers(
     checkpoint_every: int,
     min_label: float,
 ) -> TrainingDefaults:
-    if network not in NETWORKS:
-        raise InputError(f"there is no network {network!r}", what_to_do=f"use one of: {', '.join(NETWORKS)}")
-    usual = NETWORKS[network]
+    if network not in SEGMENTER_DEFAULTS:
+        raise InputError(f"there is no network {network!r}", what_to_do=f"use one of: {', '.join(SEGMENTER_DEFAULTS)}")
+    usual = SEGMENTER_DEFAULTS[network]
     chosen = TrainingDefaults(
         usual.epochs if epochs is None else epochs,
         usual.batch if batch is None else batch,
