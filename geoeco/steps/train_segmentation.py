@@ -86,6 +86,13 @@ class TrainSegmentationSettings(UavChipSourceSettings):
     class_weights: dict[str, float] | Literal["inverse-root"] | None = Field(
         None, description="weights of classes in the loss, 1 for others; inverse-root: 1 / sqrt(share of pixels)"
     )
+    photos: str | None = Field(
+        None, description="table of the inputs with photo points: lon, lat, radius_m and a probability for each class"
+    )
+    photo_radius_m: float | None = Field(
+        None, gt=0, description="of the photos' footprints, where the table has no column of it"
+    )
+    photo_weight: float = Field(1.0, gt=0, description="weight of the photos' loss")
     flips: bool = Field(True, description="whether chips are mirrored and turned at random")
     colour: float = Field(0.1, ge=0, lt=1, description="how far brightness, contrast and saturation vary")
     boundary_tolerance_m: float = Field(0.3, ge=0, description="reach of the boundary F1, metres")
@@ -124,6 +131,8 @@ class TrainSegmentationVerb(ModelVerb):
     def fingerprint(self, settings: TrainSegmentationSettings, context: PlanContext) -> Mapping[str, Any]:
         """Digests of chips and of weights that are not made in this run."""
         facts: dict[str, Any] = {}
+        if settings.photos is not None:
+            facts["photos"] = sha256_of(outside_file(context.table(settings.photos)))
         if settings.weights_file:
             facts["encoder_weights"] = sha256_of(outside_file(context.path(settings.encoder_weights)))
         if settings.store is not None:
@@ -148,6 +157,8 @@ class TrainSegmentationVerb(ModelVerb):
                 code="stride",
             )
         payload = dict(chips.payload)
+        if settings.photos is not None:
+            payload["photos"] = context.table(settings.photos)
         if settings.weights_file:
             payload["encoder_weights"] = context.path(settings.encoder_weights)
         trained = expected.weight_bytes - expected.frozen_bytes
@@ -211,6 +222,9 @@ class TrainSegmentationVerb(ModelVerb):
             cross_entropy=settings.cross_entropy,
             entropy=settings.entropy,
             class_weights=settings.class_weights,
+            photos=task.payload.get("photos"),
+            photo_radius_m=settings.photo_radius_m,
+            photo_weight=settings.photo_weight,
             flips=settings.flips,
             colour=settings.colour,
             boundary_tolerance_m=settings.boundary_tolerance_m,

@@ -7,6 +7,8 @@ Labels of pixels are those of `geoeco.training.SegmentationDataset`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from geoeco.errors import GridError, InputError
+from geoeco.grid import as_crs
 from geoeco.vectors import read_table
 
 __all__ = ["PhotoPoints", "soft_label_loss"]
@@ -128,6 +131,17 @@ class PhotoPoints:
         radius = np.full(len(table), radius_m) if "radius_m" not in table else _numbers(table, "radius_m", where)
         return cls(tuple(map(str, classes)), _places(table, where), radius.astype(np.float64), shares)
 
+    def reach(self, affine: Affine, shape: tuple[int, int], crs: Any) -> bool:
+        """Whether a footprint reaches into a window; arguments as of `soft_labels`."""
+        return bool(self._near(affine, shape, _projected(crs)))
+
+    def sha256(self) -> str:
+        """Digest of classes, places, radii and shares."""
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for values in (self.lonlat, self.radius_m, self.shares):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
     def soft_labels(self, affine: Affine, shape: tuple[int, int], crs: Any) -> tuple[Floats, Floats]:
         """Shares of the classes, and their weight, for the pixels of a window.
 
@@ -154,9 +168,7 @@ class PhotoPoints:
         GridError
             If the CRS is not projected.
         """
-        target = CRS(crs) if not isinstance(crs, CRS) else crs
-        if not target.projected:
-            raise GridError("footprints are in metres: the map must be projected", where=str(target))
+        target = _projected(crs)
         rows, columns = shape
         total, weight = np.zeros((len(self.classes), rows, columns)), np.zeros((rows, columns))
         for point, disc in self._near(affine, shape, target):
@@ -230,6 +242,13 @@ def soft_label_loss(logits: Tensor, shares: Tensor, weight: Tensor) -> Tensor:
         loss: Tensor = -(shares.float() * functional.log_softmax(logits.float(), dim=1)).sum(1)
         mean: Tensor = (weight.float() * loss).sum() / weight.float().sum().clamp(min=torch.finfo(torch.float32).tiny)
     return mean
+
+
+def _projected(crs: Any) -> CRS:
+    target = as_crs(crs)
+    if not target.projected:
+        raise GridError("footprints are in metres: the map must be projected", where=str(target))
+    return target
 
 
 def _numbers(table: pd.DataFrame, column: str, where: str) -> npt.NDArray[np.float64]:

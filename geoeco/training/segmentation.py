@@ -24,6 +24,7 @@ from geoeco.training.bundles import Normalisation
 from geoeco.training.checkpoints import write_table
 from geoeco.training.confusion import BoundaryMatches, ConfusionMatrix, boundary_matches
 from geoeco.training.fitting import Watch
+from geoeco.training.photo_points import soft_label_loss
 from geoeco.training.season_contrast import Schedule, schedule_factor, step_seed
 from geoeco.training.segmentation_chips import SegmentationDataset
 from geoeco.training.segmentation_losses import IGNORE, SegmentationLoss
@@ -57,6 +58,8 @@ class HabitatSegmentation(SemanticSegmentation):
         As `strength` of `recoloured`; 0 for none.
     seed : int
         What is drawn in a step follows `seed` and the number of the step.
+    photo_weight : float
+        Weight of `soft_label_loss` where a batch has ``shares (N, class, y, x)`` and ``share_weight (N, y, x)``.
 
     Notes
     -----
@@ -83,6 +86,7 @@ class HabitatSegmentation(SemanticSegmentation):
         flips: bool,
         colour: float,
         seed: int,
+        photo_weight: float = 0.0,
     ) -> None:
         super().__init__(in_channels=len(normalisation.mean), num_classes=classes, ignore_index=IGNORE, lr=lr)
         self.automatic_optimization = False
@@ -92,7 +96,7 @@ class HabitatSegmentation(SemanticSegmentation):
         self.epochs, self.steps_per_epoch, self.at_once = epochs, steps_per_epoch, at_once
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         self.schedule: Schedule = schedule
-        self.flips, self.colour = flips, colour
+        self.flips, self.colour, self.photo_weight = flips, colour, photo_weight
         self.train()
 
     def configure_models(self) -> None:
@@ -142,16 +146,20 @@ class HabitatSegmentation(SemanticSegmentation):
         image, mask, valid = batch["image"], batch["mask"], batch["valid"]
         if self.colour:
             image = recoloured(image, valid, self.colour)
+        soft = [batch[name] for name in ("shares", "share_weight") if name in batch]
         if self.flips:
-            image, mask = mirrored(image, mask)
+            image, mask, *soft = mirrored(image, mask, *soft)
         optimiser: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         optimiser.zero_grad()
         total = image.new_zeros(())
         # of about one size: statistics over a last image that is left alone would be none
         parts = -(-len(image) // self.at_once)
-        for some, labels in zip(image.tensor_split(parts), mask.tensor_split(parts), strict=True):
-            loss, _ = self.judged(some, labels)
+        split = [whole.tensor_split(parts) for whole in (image, mask, *soft)]
+        for some, labels, *beside in zip(*split, strict=True):
+            loss, logits = self.judged(some, labels)
+            if beside:
+                loss = loss + self.photo_weight * soft_label_loss(logits, *beside)
             share = len(some) / len(image)
             self.manual_backward(loss * share)
             total += loss.detach() * share

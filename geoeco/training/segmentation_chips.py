@@ -16,13 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import xarray as xr
+from affine import Affine
 from torch import Tensor
 
 from geoeco.cubes.chunks import ChunkReader
-from geoeco.errors import InputError
+from geoeco.errors import GridError, InputError
 from geoeco.sampling import open_uav_chips
 from geoeco.training.chip_dataset import Draw
 from geoeco.training.crown_chips import CrownDataset
+from geoeco.training.photo_points import PhotoPoints
 from geoeco.training.segmentation_losses import IGNORE
 
 __all__ = ["ChipSurvey", "LabelledClasses", "SegmentationDataset", "labelled_classes", "survey_chips"]
@@ -110,6 +112,8 @@ class SegmentationDataset(CrownDataset):
     seed : int
     stored : bool
         Give ``image`` as it is stored, for `decode` to make values of on the device.
+    photos : PhotoPoints, optional
+        Of the same classes in the same order.
 
     Attributes
     ----------
@@ -129,7 +133,8 @@ class SegmentationDataset(CrownDataset):
     -----
     A sample is torchgeo's dictionary: ``image (band, y, x)`` float32, stored x scale in the unit "1" and 0 where
     invalid; ``mask (y, x)`` int64, channels of the network from 0, 255 where nothing is known or the image is not
-    valid; ``valid (y, x)`` bool; ``index ()`` int64.
+    valid; ``valid (y, x)`` bool; ``index ()`` int64. With `photos` also ``shares (class, y, x)`` and ``share_weight
+    (y, x)`` float32, as of `PhotoPoints.soft_labels`, without weight where the image is not valid.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class SegmentationDataset(CrownDataset):
         crop: Literal["centre", "random"] = "centre",
         seed: int = 0,
         stored: bool = False,
+        photos: PhotoPoints | None = None,
     ) -> None:
         super().__init__(store, samples)
         if crop not in ("centre", "random"):
@@ -152,7 +158,14 @@ class SegmentationDataset(CrownDataset):
                 where=self.store,
                 what_to_do=f"give a size from 1 to {self.chip_size}",
             )
-        self.classes = labelled_classes(open_uav_chips(self.store), self.store)
+        chips = open_uav_chips(self.store)
+        self.classes = labelled_classes(chips, self.store)
+        self.photos = photos
+        if photos is not None and photos.classes != self.classes.names:
+            raise InputError(
+                f"photo points of the classes {photos.classes}, labels of {self.classes.names}", where=self.store
+            )
+        self._places = None if photos is None else chip_places(chips)
         self.crop, self.seed, self.stored = crop, int(seed), stored
         self._channels = self.classes.channels
         self._labels: tuple[int, ChunkReader] | None = None
@@ -195,11 +208,41 @@ class SegmentationDataset(CrownDataset):
             "mask": torch.from_numpy(mask.astype(np.int64)),
             "index": torch.tensor(position, dtype=torch.int64),
         }
+        if self.photos is not None and self._places is not None:
+            affine, crs = self._places[self.samples[position]]
+            corner = affine @ Affine.translation(columns.start, rows.start)
+            shares, weight = self.photos.soft_labels(corner, (self.size, self.size), crs)
+            sample["shares"], sample["share_weight"] = torch.from_numpy(shares), torch.from_numpy(weight * valid)
         return sample if self.stored else super().decode(sample)
 
     def decode(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Make values of what is stored, on its device."""
         return super().decode(batch) if self.stored else batch
+
+
+def chip_places(chips: xr.Dataset) -> list[tuple[Affine, str]]:
+    """Pixel coordinates to the map, and the CRS of that, of each chip of a store.
+
+    Parameters
+    ----------
+    chips : xarray.Dataset
+        As of `geoeco.sampling.open_uav_chips`.
+
+    Raises
+    ------
+    GridError
+        If a chip lies on no map.
+    """
+    wkt = [str(text) for text in chips.attrs.get("source_crs_wkt", [chips.attrs.get("crs_wkt", "")])]
+    places = [
+        (Affine(*corner), wkt[source])
+        for corner, source in zip(chips["affine"].values, chips["source"].values, strict=True)
+    ]
+    if not all(crs for _, crs in places):
+        raise GridError(
+            "chips have no CRS: photo points do not lie on them", what_to_do="cut chips of a mosaic that has one"
+        )
+    return places
 
 
 class ChipSurvey(NamedTuple):

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 import xarray as xr
 from lightning.pytorch import Callback
@@ -39,10 +40,17 @@ from geoeco.training.crown_chips import pixel_statistics
 from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.evaluation import DETAILS, TABLE, json_bytes
 from geoeco.training.fitting import fit, reading_processes, uses_gpu
+from geoeco.training.photo_points import PhotoPoints
 from geoeco.training.samplers import LocationBatches
 from geoeco.training.season_contrast import Schedule, schedule_factor
 from geoeco.training.segmentation import HabitatSegmentation, PartScores, PixelLoader, SegmentationValidation
-from geoeco.training.segmentation_chips import ChipSurvey, SegmentationDataset, labelled_classes, survey_chips
+from geoeco.training.segmentation_chips import (
+    ChipSurvey,
+    SegmentationDataset,
+    chip_places,
+    labelled_classes,
+    survey_chips,
+)
 from geoeco.training.segmentation_losses import SegmentationLoss
 from geoeco.training.segmenters import SEGMENTER_DEFAULTS, TrainingDefaults, segmenter_arguments
 
@@ -82,6 +90,9 @@ def train_segmentation(
     cross_entropy: float = 0.0,
     entropy: float = 0.01,
     class_weights: Mapping[str, float] | Literal["inverse-root"] | None = None,
+    photos: pd.DataFrame | str | Path | None = None,
+    photo_radius_m: float | None = None,
+    photo_weight: float = 1.0,
     flips: bool = True,
     colour: float = 0.1,
     boundary_tolerance_m: float = 0.3,
@@ -134,6 +145,13 @@ def train_segmentation(
     class_weights : mapping of str to float, or "inverse-root", optional
         Weights of classes in the loss, 1 for those not named; or 1 / sqrt(share of pixels), scaled to a mean of 1 over
         the classes that are there.
+    photos : pandas.DataFrame or path, optional
+        Photo points as soft labels beside the others, as `PhotoPoints.read` takes them. Training chips that a footprint
+        reaches into are used without labels too; validation and test know labels alone.
+    photo_radius_m : float, optional
+        Of the footprints, where the table has no column of it.
+    photo_weight : float
+        Weight of their loss.
     flips : bool
         Whether chips are mirrored and turned.
     colour : float
@@ -180,10 +198,19 @@ def train_segmentation(
     chips = open_uav_chips(str(store))
     classes = labelled_classes(chips, str(store))
     out_of_scores = _unscored(unscored, classes.names)
-    parts = _parts(chips, min_label, str(store))
+    points = None if photos is None else PhotoPoints.read(photos, classes.names, radius_m=photo_radius_m)
+    if not photo_weight > 0:
+        raise InputError(f"photo_weight is {photo_weight}", what_to_do="give a positive number")
+    parts = _parts(chips, min_label, str(store), points)
     data = {
         part: SegmentationDataset(
-            store, samples, size=size, crop="random" if part == "train" else "centre", seed=seed, stored=True
+            store,
+            samples,
+            size=size,
+            crop="random" if part == "train" else "centre",
+            seed=seed,
+            stored=True,
+            photos=points if part == "train" else None,
         )
         for part, samples in parts.items()
     }
@@ -226,6 +253,7 @@ def train_segmentation(
             "flips": flips,
             "colour": colour,
             "applicability_points": applicability_points,
+            "photos": None if points is None else [points.sha256(), photo_weight],
             "seed": seed,
         }
         training_hash = _training_hash(chips, parts, surveys, settings, key)
@@ -243,6 +271,7 @@ def train_segmentation(
             flips=flips,
             colour=colour,
             seed=seed,
+            photo_weight=photo_weight,
         )
         processes = reading_processes(workers, on_gpu)
         loaders = {
@@ -355,10 +384,14 @@ def _unscored(wanted: Sequence[str] | None, names: Sequence[str]) -> tuple[str, 
     return tuple(wanted)
 
 
-def _parts(chips: xr.Dataset, min_label: float, where: str) -> dict[str, list[int]]:
+def _parts(chips: xr.Dataset, min_label: float, where: str, photos: PhotoPoints | None = None) -> dict[str, list[int]]:
     """Positions of the usable chips of each set; the test set may be empty, and is left out then."""
     names = [str(name) for name in chips.attrs["splits"]]
     split, labelled = chips["split"].values, chips["label_fraction"].values >= min_label
+    if photos is not None:
+        shape = (int(chips.sizes["y"]), int(chips.sizes["x"]))
+        seen = np.array([photos.reach(affine, shape, crs) for affine, crs in chip_places(chips)])
+        labelled = labelled | (seen & (split == names.index("train")))
     found = {
         part: [int(sample) for sample in np.flatnonzero((split == names.index(part)) & labelled)] for part in PARTS
     }

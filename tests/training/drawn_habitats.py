@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from pyproj import CRS
 
 from geoeco.sampling import store_uav_chips
 
@@ -75,6 +76,7 @@ def draw_habitats(
         attrs={
             "gsd_m": GSD,
             "epsg": 32652,
+            "crs_wkt": CRS.from_epsg(32652).to_wkt(),
             "bands": list(BANDS),
             "classes": [list(row[:3]) for row in classes],
             "crown_classes": [],

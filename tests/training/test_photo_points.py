@@ -15,7 +15,9 @@ from affine import Affine  # noqa: E402
 from pyproj import Transformer  # noqa: E402
 
 from geoeco.errors import GridError, InputError  # noqa: E402
-from geoeco.training import PhotoPoints, soft_label_loss  # noqa: E402
+from geoeco.sampling import open_uav_chips  # noqa: E402
+from geoeco.training import PhotoPoints, SegmentationDataset, soft_label_loss, train_segmentation  # noqa: E402
+from tests.training.drawn_habitats import draw_habitats  # noqa: E402
 
 UTM = "EPSG:32652"
 CLASSES = ("field", "wood", "water")
@@ -133,3 +135,52 @@ def test_tables_that_say_nothing_are_refused():
         points(good).soft_labels(GRID, (4, 4), 4326)
     with pytest.raises(InputError, match="do not fit"):
         soft_label_loss(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, 3), torch.zeros(1, 3, 3))
+
+
+STORE_CLASSES = ("background", "dry land", "ridge")
+
+
+def photos_over_first_chip(store: str) -> pd.DataFrame:
+    a, _, c, _, e, f = open_uav_chips(store)["affine"].values[0]
+    lon, lat = lonlat(c + 16 * a, f + 16 * e)
+    return pd.DataFrame([{"lon": lon, "lat": lat, "radius_m": 1.2, "dry land": 0.5, "ridge": 0.5}])
+
+
+@pytest.fixture(scope="module")
+def habitats(tmp_path_factory) -> str:
+    return draw_habitats(tmp_path_factory.mktemp("habitats"), ["train"] * 4 + ["val"] * 2)
+
+
+def test_a_chip_has_the_shares_of_the_photos_that_reach_into_it_where_its_image_is_valid(habitats):
+    photos = PhotoPoints.read(photos_over_first_chip(habitats), STORE_CLASSES)
+    data = SegmentationDataset(habitats, photos=photos, stored=True)
+    first, last = data[0], data[5]
+    inside = first["share_weight"] > 0
+    assert not inside[~first["valid"]].any()
+    y, x = np.mgrid[:32, :32] + 0.5
+    assert np.array_equal(inside.numpy(), (np.hypot(x - 16, y - 16) < 12) & first["valid"].numpy())
+    assert torch.equal(first["shares"][:, inside], torch.tensor([0.0, 0.5, 0.5])[:, None].expand(3, int(inside.sum())))
+    assert not last["share_weight"].any()
+    # cut windows have the part of the footprint that lies in them
+    window = SegmentationDataset(habitats, photos=photos, size=16)[0]
+    assert torch.equal(window["share_weight"], first["share_weight"][8:24, 8:24])
+    with pytest.raises(InputError, match="photo points of the classes"):
+        SegmentationDataset(habitats, photos=points(photo(LEFT, TOP, 10.0, field=1.0)))
+
+
+def test_photos_add_their_weighted_loss_and_let_chips_without_labels_take_part(habitats, tmp_path):
+    table = photos_over_first_chip(habitats)
+    settings = {"network": "conv_stack", "arguments": {"width": 4, "layers": 1}, "epochs": 1, "device": "cpu"}
+    settings |= {"batch": 4, "applicability_points": 0, "min_label": 0.5}
+    loss = {}
+    for weight in (0, 1, 3):
+        more = {"photos": table, "photo_weight": weight} if weight else {}
+        bundle = train_segmentation(habitats, tmp_path / str(weight), **settings, **more)
+        loss[weight] = pd.read_csv(tmp_path / str(weight) / "logs" / "metrics.csv")["loss"][0]
+    assert loss[1] > loss[0]
+    assert loss[3] - loss[0] == pytest.approx(3 * (loss[1] - loss[0]), rel=1e-3)
+    assert bundle.notes["settings"]["photos"][1] == 3
+    # a corner of the first chip is not valid: too few labels for the threshold, but a photo
+    few = {**settings, "min_label": 0.95, "batch": 3}
+    assert train_segmentation(habitats, tmp_path / "few", **few).notes["chips"]["train"] == 3
+    assert train_segmentation(habitats, tmp_path / "more", **few, photos=table).notes["chips"]["train"] == 4
