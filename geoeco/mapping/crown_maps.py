@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 import xarray as xr
 from affine import Affine
 from pyproj import Geod
@@ -18,6 +19,7 @@ from scipy.ndimage import binary_dilation
 
 from geoeco.errors import GridError, InputError
 from geoeco.sampling import open_uav_chips
+from geoeco.sensors.orthomosaic import Orthomosaic, as_orthomosaic
 from geoeco.training import ModelBundle, crown_table, embed_crowns
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["classify_crowns"]
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 #: Percentile of the heights within a crown that is its height: the top, but not one stray return.
 HEIGHT_PERCENTILE = 95
@@ -36,6 +39,7 @@ def classify_crowns(
     bundle: ModelBundle,
     crowns: gpd.GeoDataFrame,
     *,
+    mosaic: Orthomosaic | str | Path | None = None,
     batch: int = 64,
     min_height_m: float | None = None,
 ) -> gpd.GeoDataFrame:
@@ -49,6 +53,8 @@ def classify_crowns(
         As of `geoeco.training.train_crowns`.
     crowns : geopandas.GeoDataFrame
         The crowns that the chips were cut round: ``crown_id`` and polygons with a CRS.
+    mosaic : Orthomosaic or path, optional
+        Where the chips show nothing beside their crown: the imagery that tells whether a crown touches its edge.
     batch : int
         Crowns at a time.
     min_height_m : float, optional
@@ -67,7 +73,7 @@ def classify_crowns(
           chips;
         - ``area_m2`` on the ellipsoid;
         - ``edge``, whether the crown touches ground without imagery; left out where chips show nothing beside their
-          crown;
+          crown and no mosaic is given;
         - ``labelled`` (the species it is known to be, or empty), ``split``, ``source`` and ``date`` of its last chip.
 
         Attributes: ``without_chip`` and ``too_low``, numbers of crowns left out.
@@ -96,7 +102,7 @@ def classify_crowns(
     count = np.bincount(of_crown)[:, None]
     probability, features = (_sums(values, of_crown) / count for values in (found.probability, found.features))
     shapes = placed.set_index("crown_id").geometry.loc[ids]
-    height, edge = _looked_at(chips, samples, of_crown, shapes.to_numpy(), len(ids))
+    height = _heights(chips, samples, of_crown, shapes.to_numpy(), len(ids))
     last = known.sort_values(["date", "sample"]).drop_duplicates("crown_id", keep="last").set_index("crown_id").loc[ids]
     columns: dict[str, Any] = {
         "crown_id": ids.astype(np.int32),
@@ -108,8 +114,10 @@ def classify_crowns(
         di, inside = bundle.applicability.predict(features.astype(np.float32))
         columns |= {"di": di.astype(np.float32), "aoa": inside.astype(np.int16)}
     columns |= {"height_p95": height.astype(np.float32), "area_m2": _areas(shapes)}
-    if chips.attrs.get("context") != "zero":
-        columns["edge"] = edge
+    if mosaic is not None:
+        columns["edge"] = _edges_of_mosaic(as_orthomosaic(mosaic), shapes)
+    elif chips.attrs.get("context") != "zero":
+        columns["edge"] = _edges_of_chips(chips, samples, of_crown, shapes.to_numpy(), len(ids))
     columns |= {
         "labelled": last["class_name"].to_numpy(dtype=object),
         "split": last["split"].to_numpy(dtype=object),
@@ -160,27 +168,63 @@ def _areas(shapes: gpd.GeoSeries) -> Floats:
     return np.array([abs(geod.geometry_area_perimeter(shape)[0]) for shape in shapes.to_crs(4326)])
 
 
-def _looked_at(
+def _heights(
     chips: xr.Dataset,
     samples: list[int],
     of_crown: npt.NDArray[np.int64],
     shapes: npt.NDArray[np.object_],
     count: int,
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Height of each crown, and whether it touches ground that is not valid or beyond its chip."""
-    height, edge = np.full(count, np.nan), np.zeros(count, bool)
+) -> Floats:
+    """Height of the visible part of each crown."""
+    height = np.full(count, np.nan)
+    if "chm" not in chips:
+        return height
     corners = chips["affine"].values
     for sample, crown in zip(samples, of_crown, strict=True):
         chip = chips.isel(sample=sample)
-        valid = chip["valid"].values
-        own = geometry_mask([shapes[crown]], valid.shape, Affine(*corners[sample]), all_touched=True, invert=True)
-        # beyond the chip nothing is known
-        around = np.pad(valid, 1, constant_values=False)
-        edge[crown] |= bool((binary_dilation(np.pad(own, 1)) & ~around).any())
-        if "chm" in chip:
-            visible = chip["instance"].values == int(chip["crown_id"]) if "instance" in chip else own
-            values = chip["chm"].values[visible & valid]
-            values = values[np.isfinite(values)]
-            if values.size:
-                height[crown] = np.fmax(height[crown], np.percentile(values, HEIGHT_PERCENTILE))
-    return height, edge
+        values, valid = chip["chm"].values, chip["valid"].values
+        own = (
+            chip["instance"].values == int(chip["crown_id"])
+            if "instance" in chip
+            else geometry_mask([shapes[crown]], valid.shape, Affine(*corners[sample]), invert=True)
+        )
+        inside = values[own & valid & np.isfinite(values)]
+        if inside.size:
+            height[crown] = np.fmax(height[crown], np.percentile(inside, HEIGHT_PERCENTILE))
+    return height
+
+
+def _edges_of_chips(
+    chips: xr.Dataset,
+    samples: list[int],
+    of_crown: npt.NDArray[np.int64],
+    shapes: npt.NDArray[np.object_],
+    count: int,
+) -> Bools:
+    """Whether each crown touches ground that is not valid in one of its chips."""
+    edge, corners = np.zeros(count, bool), chips["affine"].values
+    for sample, crown in zip(samples, of_crown, strict=True):
+        edge[crown] |= _touches(shapes[crown], chips["valid"].isel(sample=sample).values, Affine(*corners[sample]))
+    return edge
+
+
+def _edges_of_mosaic(mosaic: Orthomosaic, shapes: gpd.GeoSeries) -> Bools:
+    """Whether each crown touches ground that is not valid in a mosaic."""
+    transform = mosaic.geobox.transform
+    edge = np.zeros(len(shapes), bool)
+    for position, shape in enumerate(shapes.to_crs(mosaic.geobox.crs.proj)):
+        left, bottom, right, top = shape.bounds
+        columns = int(np.floor((left - transform.c) / transform.a)), int(np.ceil((right - transform.c) / transform.a))
+        rows = int(np.floor((top - transform.f) / transform.e)), int(np.ceil((bottom - transform.f) / transform.e))
+        # a pixel that is touched at its border, the one beside it, and one more: the end of the window is no edge
+        y, x = (rows[0] - 3, rows[1] + 3), (columns[0] - 3, columns[1] + 3)
+        _, valid = mosaic.read(y, x)
+        edge[position] = _touches(shape, valid, transform @ Affine.translation(x[0], y[0]))
+    return edge
+
+
+def _touches(shape: shapely.Geometry, valid: Bools, affine: Affine) -> bool:
+    """Whether a shape, or a pixel beside it, is not valid or beyond the window."""
+    own = geometry_mask([shape], valid.shape, affine, all_touched=True, invert=True)
+    around = np.pad(valid, 1, constant_values=False)
+    return bool((binary_dilation(np.pad(own, 1)) & ~around).any())

@@ -45,7 +45,7 @@ class ClassifyCrownsSettings(UavChipSourceSettings):
     bundle: RecipePath = Field(description="a train_crowns step, or the folder of a model bundle")
     crowns: str | None = Field(None, description="table of the inputs with crowns; that of the chips when not given")
     mosaic: str | None = Field(
-        None, description="table of the inputs with the orthomosaic of the picture; the first of the chips if null"
+        None, description="table of the inputs with the orthomosaic, for edges and picture; the chips' own if null"
     )
     min_height_m: float | None = Field(None, gt=0, description="crowns that are known to be lower are left out, metres")
     batch: int = Field(64, ge=1, description="crowns at a time")
@@ -105,7 +105,14 @@ class ClassifyCrownsVerb(Verb):
         store = uav_chips_of(task, context)
         bundle = ModelBundle.load(bundle_url(settings.bundle, context))
         crowns = crowns_of_chips(task, context, store, task.payload.get("crowns"))
-        found = classify_crowns(store, bundle, crowns, batch=settings.batch, min_height_m=settings.min_height_m)
+        found = classify_crowns(
+            store,
+            bundle,
+            crowns,
+            mosaic=task.payload.get("mosaic"),
+            batch=settings.batch,
+            min_height_m=settings.min_height_m,
+        )
         if not len(found):
             raise InputError("all crowns are lower than min_height_m", where=context.folder, code="no-locations")
         tags = {"GEOECO_MODEL": bundle.name, "GEOECO_MODEL_FINGERPRINT": bundle.fingerprint()}
@@ -150,7 +157,7 @@ def _check_model(settings: ClassifyCrownsSettings, model: PlannedModel, chips: U
 
 
 def _mosaic_path(settings: ClassifyCrownsSettings, context: PlanContext) -> str | None:
-    """Path of the mosaic that the picture is drawn over."""
+    """Path of the mosaic that the crowns lie on, where it is one."""
     if settings.mosaic is not None:
         return context.table(settings.mosaic)
     if settings.store is not None:
@@ -158,7 +165,9 @@ def _mosaic_path(settings: ClassifyCrownsSettings, context: PlanContext) -> str 
     step = context.step(settings.chips, verb="uav_chips")
     assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
     names = step.settings.mosaic
-    return context.table(names if isinstance(names, str) else names[0])
+    names = (names,) if isinstance(names, str) else names
+    # crowns of several mosaics lie on none of them alone
+    return context.table(names[0]) if len(names) == 1 else None
 
 
 def _picture(path: str, crowns: gpd.GeoDataFrame, target: Path, title: str) -> Path:
