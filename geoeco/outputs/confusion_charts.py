@@ -20,19 +20,26 @@ _WRITTEN = 0.005
 
 
 def confusion_chart(
-    counts: npt.NDArray[Any], classes: Sequence[str], path: str | os.PathLike[str], *, title: str = ""
+    counts: npt.NDArray[Any],
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    title: str = "",
+    counted: str = "pixels",
 ) -> Path:
     """Draw the share of each true class that is predicted as each class.
 
     Parameters
     ----------
     counts : numpy.ndarray
-        ``(class, class)`` pixels, rows are the truth.
+        ``(class, class)`` numbers, rows are the truth.
     classes : sequence of str
         Their names; classes that are neither there nor predicted are left out.
     path : path-like
         ``.png``; replaced in one step. The same numbers give the same bytes.
     title : str
+    counted : str
+        What the numbers are of.
 
     Returns
     -------
@@ -67,7 +74,7 @@ def confusion_chart(
     labels = [f"{name}  ({100 * part:.1f} %)" for name, part in zip(names, support / support.sum(), strict=True)]
     axes.set_yticks(range(len(names)), labels, fontsize=7)
     axes.set_xlabel("predicted as", fontsize=8)
-    axes.set_ylabel("truth (share of all pixels)", fontsize=8)
+    axes.set_ylabel(f"truth (share of all {counted})", fontsize=8)
     axes.set_title(title, fontsize=8, wrap=True)
     bar = figure.colorbar(picture, ax=axes, shrink=0.8)
     bar.set_label("% of the true class", fontsize=8)

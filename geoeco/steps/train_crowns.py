@@ -262,6 +262,7 @@ class TrainCrownsVerb(ModelVerb):
                 bundle.classes,
                 root.path / "confusion.png",
                 title=f"{context.recipe.name}: {context.folder}, test crowns",
+                counted="crowns",
             )
             outputs.append(root.put("confusion.png", "quicklook", title=f"Confusion of species by {context.folder}"))
         stats = {name: bundle.notes[name] for name in ("crowns", "never_learned", "epochs", "best_epoch", "test")}
