@@ -35,7 +35,7 @@ name: large
 inputs: {{tables: {{mosaic: mosaic.tif}}}}
 grid: {{like: mosaic, block: {block}}}
 steps:
-  - {{verb: predict, mosaic: mosaic, bundle: {bundle}, outputs: [class, confidence], batch: 4{more}}}
+  - {{verb: predict, mosaic: mosaic, bundle: {bundle}, outputs: [class, confidence]}}
   - {{verb: cog, layers: [class], quicklooks: false}}
 """
 
@@ -177,7 +177,7 @@ def measure(folder: Path, size: int, block: int, unet_part: int) -> dict:
     if not (folder / "mosaic.tif").exists():
         write_mosaic(folder / "mosaic.tif", size)
     write_bundles(folder)
-    (folder / "large.yaml").write_text(RECIPE.format(block=block, bundle="conv_stack", more=""))
+    (folder / "large.yaml").write_text(RECIPE.format(block=block, bundle="conv_stack"))
     plan = Recipe.load(folder / "large.yaml").plan()
     blocks = len(plan.blocks)
 

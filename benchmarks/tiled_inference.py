@@ -26,7 +26,9 @@ from harness import Contender, compare
 
 SIZE = int(os.environ.get("GEOECO_BENCH_SIZE", "8192"))
 TERRATORCH = os.environ.get("GEOECO_BENCH_TERRATORCH", "")
-WINDOW, OVERLAP, BATCH = 512, 128, 4
+WINDOW, OVERLAP = 512, 128
+#: Of every contender; on a CPU larger batches are no faster.
+BATCH = int(os.environ.get("GEOECO_BENCH_BATCH", "1"))
 BANDS = ("red", "green", "blue", "nir")
 CLASSES = ("dry land", "grass belt", "river", "ridge", "paved road")
 ARGUMENTS = {"model": "Unet", "encoder": "resnet18", "in_channels": 4, "num_classes": 5}

@@ -43,7 +43,7 @@ def predict(
     augment: Sequence[Augmentation] = (),
     outputs: Sequence[str] = ("class",),
     block: int = 8192,
-    batch: int = 4,
+    batch: int = 1,
     precision: Precision = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -75,7 +75,7 @@ def predict(
         Pixels along a side of what is worked on at a time. The result does not depend on it; windows that lie across
         the border of two blocks are run for each.
     batch : int
-        Windows that pass the network together. The last bits may depend on it.
+        Windows that pass the network together; more than one helps on a GPU. The last bits may depend on it.
     precision : {"auto", "32", "bf16"}
         Of the network; ``auto`` is bfloat16 on a GPU that has it, else 32 bits.
     device : {"auto", "cpu", "cuda"}

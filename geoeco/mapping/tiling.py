@@ -159,7 +159,7 @@ class Tiling:
     overlap: int
     stride: int = 1
     way: Way = "core"
-    batch: int = 4
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.batch < 1 or min(self.shape) < 1:
@@ -258,7 +258,7 @@ def choose_tiling(
     window: int | None = None,
     overlap: int | None = None,
     blend: Blend = "auto",
-    batch: int = 4,
+    batch: int = 1,
 ) -> Tiling:
     """Windows for a model, or for several that see the same ones.
 

@@ -101,7 +101,7 @@ class PredictSettings(StepSettings):
     )
     augment: tuple[Literal["flips", "rot90"], ...] = Field((), description="test-time augmentation")
     outputs: tuple[MapOutput, ...] = Field(("class", "confidence"), min_length=1, description="layers of the map")
-    batch: int = Field(4, ge=1, le=1024, description="windows that pass the network together")
+    batch: int = Field(1, ge=1, le=1024, description="windows that pass the network together; more on a GPU")
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the network; auto: bf16 on a GPU, else 32")
     threads: int = Field(1, ge=1, le=256, description="threads of a task; the last bits of the numbers depend on it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
