@@ -210,9 +210,11 @@ def _edges_of_chips(
 
 def _edges_of_mosaic(mosaic: Orthomosaic, shapes: gpd.GeoSeries) -> Bools:
     """Whether each crown touches ground that is not valid in a mosaic."""
-    transform = mosaic.geobox.transform
+    transform, crs = mosaic.geobox.transform, mosaic.geobox.crs
+    if crs is None:
+        raise GridError("the mosaic lies on no map", where=mosaic.path, what_to_do="give one with a CRS")
     edge = np.zeros(len(shapes), bool)
-    for position, shape in enumerate(shapes.to_crs(mosaic.geobox.crs.proj)):
+    for position, shape in enumerate(shapes.to_crs(crs.proj)):
         left, bottom, right, top = shape.bounds
         columns = int(np.floor((left - transform.c) / transform.a)), int(np.ceil((right - transform.c) / transform.a))
         rows = int(np.floor((top - transform.f) / transform.e)), int(np.ceil((bottom - transform.f) / transform.e))
