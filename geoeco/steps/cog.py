@@ -133,7 +133,8 @@ class CogVerb(Verb):
                 **known.get("storage", {}),
             )
         thumbnail = None
-        if settings.quicklooks:
+        # the first three classes in red, green and blue would say nothing
+        if settings.quicklooks and not payload["band_names"]:
             thumbnail = quicklook(local, local.with_suffix(".png"), title=payload["title"])
         item = local.with_suffix(".json")
         write_item(

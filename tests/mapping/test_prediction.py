@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import rasterio
 import segmentation_models_pytorch as smp
 import torch
 import xarray as xr
@@ -101,7 +102,7 @@ def unet() -> ModelBundle:
 def test_a_unet_in_tiles_is_the_unet_of_the_whole_image(unet):
     radius = unet.halo
     assert radius is not None
-    source = image(296, 328)
+    source = image(208, 248)
     made = predict(source, unet, window=2 * math.ceil(radius / 8) * 8 + 48, blend="core", outputs=DOUBT, **QUIET)
     assert_like_the_whole(made, whole_logits(unet, source), known(source))
 
@@ -403,3 +404,22 @@ def test_an_image_without_names_of_bands_is_refused():
     refused("(band, y, x)", source.sel(band="red"), conv_bundle())
     refused("is no orthomosaic", xr.Dataset({"pixels": source}), conv_bundle())
     assert tuple(source["band"].values) == BANDS
+
+
+# --- real imagery ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_a_real_orthomosaic_is_mapped_as_the_whole_image_is(real_data):
+    """NEON's airborne RGB of Bartlett Forest, 1213 x 1106 pixels of 0.1 m."""
+    path, bundle = next(real_data("crowns/neon_bart").glob("*.tif")), conv_bundle()
+    made = predict(path, bundle, outputs=DOUBT, window=400, **QUIET)
+    with rasterio.open(path) as file:
+        stored = file.read([1, 2, 3])
+        assert made.odc.geobox.affine == file.transform
+        assert made.odc.geobox.crs.to_epsg() == file.crs.to_epsg() == 32619
+    there = made["valid"].to_numpy().astype(bool)
+    assert there.mean() > 0.9
+    values = xr.DataArray(np.where(there, stored, 0).astype(np.float32) / 255, dims=("band", "y", "x"))
+    assert_like_the_whole(made, whole_logits(bundle, values), there)
+    assert len(np.unique(made["class"].to_numpy()[there])) > 1
