@@ -47,13 +47,12 @@ if TYPE_CHECKING:
     from geoeco.training.segmentation_training import train_segmentation
     from geoeco.training.segmenters import SEGMENTER_DEFAULTS, segmenter_arguments
     from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
-    from geoeco.training.supervised import train
+    from geoeco.training.supervised import train, trained_encoder
     from geoeco.training.views import FourViews, MoCoViews, SeasonViews
     from geoeco.training.weak_labels import Templates, learn_patches, patch_features
     from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
 __all__ = [
-    "segmenter_arguments",
     "SEGMENTER_DEFAULTS",
     "ChipDataModule",
     "ChipDataset",
@@ -113,11 +112,13 @@ __all__ = [
     "rarity_scores",
     "scores",
     "seco_eco_normalisation",
+    "segmenter_arguments",
     "soft_label_loss",
     "tnr_at_tpr",
     "train",
     "train_crowns",
     "train_segmentation",
+    "trained_encoder",
     "untrained",
 ]
 
@@ -187,6 +188,7 @@ _HOME = {
     "train": "geoeco.training.supervised",
     "train_crowns": "geoeco.training.crown_training",
     "train_segmentation": "geoeco.training.segmentation_training",
+    "trained_encoder": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",
 }
 

@@ -44,7 +44,7 @@ from geoeco.training.statistics import chip_statistics
 from geoeco.training.targets import Targets, loss_of, moments
 from geoeco.vectors import read_table
 
-__all__ = ["train"]
+__all__ = ["train", "trained_encoder"]
 
 _BUNDLE_TASK: dict[TaskKind, str] = {
     "single-label": "classification",
@@ -342,6 +342,48 @@ def train(
     objects.put(DETAILS, [json_bytes({"settings": settings, "places": known.facts, "results": details})])
     objects.put(TABLE, [json_bytes(rows)])
     return made
+
+
+def trained_encoder(bundle: ModelBundle) -> ModelBundle:
+    """Take the encoder of a network that `train` made: for maps of its embedding, or to train another layer on it.
+
+    Parameters
+    ----------
+    bundle : ModelBundle
+        As `train` gives it. It shares its weights with the result.
+
+    Returns
+    -------
+    ModelBundle
+        Whose task is ``embedding``; bands, normalisation and size are those of `bundle`. To be saved into a folder of
+        its own.
+
+    Raises
+    ------
+    InputError
+        If the bundle is not one of `train`.
+    """
+    if not isinstance(bundle.module, SeasonPredictor):
+        raise InputError(
+            f"the model is a {bundle.architecture!r}, which has no encoder to be taken out",
+            where=f"model {bundle.name or bundle.architecture}",
+            what_to_do="give a bundle that train made",
+            code="bundle",
+        )
+    return ModelBundle(
+        module=bundle.module.encoder,
+        architecture="backbone",
+        arguments={name: value for name, value in bundle.arguments.items() if name not in ("outputs", "kind")},
+        bands=bundle.bands,
+        normalisation=bundle.normalisation,
+        size=bundle.size,
+        resolution=bundle.resolution,
+        units=bundle.units,
+        training_hash=bundle.training_hash,
+        name=bundle.name,
+        description=f"encoder of: {bundle.description}",
+        notes={"encoder_of": bundle.fingerprint()},
+    )
 
 
 def _check_numbers(

@@ -146,6 +146,33 @@ def test_the_same_call_gives_the_same_bytes_and_embeds_nothing_again(drawn, tmp_
     assert written[0] == written[1]
 
 
+def test_an_evaluation_that_was_killed_half_way_goes_on_from_the_embeddings_that_are_whole(drawn, tmp_path):
+    def power_cut(module, inputs):
+        if len(module.batches) == 2:
+            raise KeyboardInterrupt
+
+    def score(folder, second):
+        with torch.no_grad():
+            second.gain.fill_(2.0)
+        encoders = {"first": bundle_of(first), "second": bundle_of(second)}
+        options = {"splits": ["random"], "folds": 3, "linear": {"max_epochs": 5}, "batch": 64}
+        evaluate(encoders, drawn.store, drawn.labels, {"cover": "single-label"}, folder=folder, **options)
+        return [(folder / name).read_bytes() for name in ("evaluation.json", "evaluation_details.json")]
+
+    first = Means()
+    undisturbed = score(tmp_path / "whole", Means())
+    first.batches.clear()
+    broken = Means()
+    broken.register_forward_pre_hook(power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        score(tmp_path / "killed", broken)
+    assert first.batches
+    assert not (tmp_path / "killed" / "evaluation.json").exists()
+    first.batches.clear()
+    assert score(tmp_path / "killed", Means()) == undisturbed
+    assert first.batches == [], "what is whole is not embedded again"
+
+
 def test_all_encoders_are_scored_on_the_locations_that_each_of_them_sees(drawn, tmp_path):
     """Of two stores, and with a window in which a chip holds nothing."""
     other = draw_store(

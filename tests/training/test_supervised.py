@@ -25,6 +25,7 @@ from geoeco.training import (  # noqa: E402
     embed_chips,
     location_features,
     train,
+    trained_encoder,
 )
 from tests.training.drawn_chips import BANDS, draw_store  # noqa: E402
 
@@ -379,3 +380,17 @@ def test_a_trained_predictor_is_no_encoder(world, split, undisturbed, tmp_path):
     bundle = ModelBundle.load(undisturbed / "bundle")
     with pytest.raises(InputError, match="is no encoder"):
         train(world.store, tmp_path, world.labels, split=split, **{**SETTINGS, "encoder": bundle})
+
+
+def test_the_encoder_of_a_predictor_is_a_bundle_of_its_own(undisturbed, tmp_path):
+    predictor = ModelBundle.load(undisturbed / "bundle")
+    trained_encoder(predictor).save(tmp_path)
+    encoder = ModelBundle.load(tmp_path)
+    assert (encoder.task, encoder.bands, encoder.size) == ("embedding", predictor.bands, predictor.size)
+    images = torch.rand(3, 3, 16, 16)
+    with torch.inference_mode():
+        answers = predictor.module.meaning(predictor.module.head(encoder(images)))
+    torch.testing.assert_close(answers, predictor(images), atol=1e-6, rtol=1e-5)
+    assert encoder.notes["encoder_of"] == predictor.fingerprint()
+    with pytest.raises(InputError, match="no encoder to be taken out"):
+        trained_encoder(encoder)
