@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from geoeco.mapping.coarse_maps import coarse_grid, coarse_map
     from geoeco.mapping.composites import Period, season_composites
     from geoeco.mapping.crown_maps import classify_crowns
-    from geoeco.mapping.devices import device_of
+    from geoeco.mapping.devices import device_of, precision_of
     from geoeco.mapping.embedding_maps import embed
     from geoeco.mapping.inputs import check_model, stored_bands
     from geoeco.mapping.lattice import Lattice
     from geoeco.mapping.map_layers import check_segmenters, map_variables
     from geoeco.mapping.map_polygons import class_polygons
+    from geoeco.mapping.networks import Member, views_of
     from geoeco.mapping.object_scores import relative_f1
     from geoeco.mapping.objects import (
         crown_heights,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
         own_objects,
         suppress_overlaps,
     )
-    from geoeco.mapping.prediction_maps import predict
+    from geoeco.mapping.prediction_maps import predict, scene_levels, with_levels
     from geoeco.mapping.predictor import Predictor
     from geoeco.mapping.projections import PrincipalComponents, Quantisation
     from geoeco.mapping.reductions import Reduction
@@ -41,6 +42,7 @@ __all__ = [
     "Clusters",
     "Embedder",
     "Lattice",
+    "Member",
     "Period",
     "Predictor",
     "PrincipalComponents",
@@ -64,17 +66,22 @@ __all__ = [
     "map_variables",
     "nearest",
     "own_objects",
+    "precision_of",
     "predict",
     "relative_f1",
+    "scene_levels",
     "season_composites",
     "stored_bands",
     "suppress_overlaps",
+    "views_of",
+    "with_levels",
 ]
 
 _MODULES = {
     "Clusters": "clusters",
     "Embedder": "windows",
     "Lattice": "lattice",
+    "Member": "networks",
     "Period": "composites",
     "Predictor": "predictor",
     "PrincipalComponents": "projections",
@@ -98,11 +105,15 @@ _MODULES = {
     "map_variables": "map_layers",
     "nearest": "similarity",
     "own_objects": "objects",
+    "precision_of": "devices",
     "predict": "prediction_maps",
     "relative_f1": "object_scores",
+    "scene_levels": "prediction_maps",
     "season_composites": "composites",
     "stored_bands": "inputs",
     "suppress_overlaps": "objects",
+    "views_of": "networks",
+    "with_levels": "prediction_maps",
 }
 
 

@@ -150,7 +150,7 @@ def chips_template(
         "version": _VERSION,
     }
     group = zarr.open_group(_zarr(store), mode="a", zarr_format=3)
-    found = group.attrs.get("geoeco_chips")
+    found: Any = group.attrs.get("geoeco_chips")
     if found is not None:
         if {"version": _VERSION, **dict(found)} != layout:
             raise OutputError(

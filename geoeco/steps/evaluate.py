@@ -132,7 +132,7 @@ class EvaluateVerb(Verb):
     def plan(self, settings: EvaluateSettings, context: PlanContext) -> tuple[Stage, ...]:
         """One task, after the chips and all models."""
         with needs_ml(settings.step):
-            import geoeco.training.probes  # noqa: F401
+            from geoeco.training import linear_probe  # noqa: F401
         _labels(settings, context.table(settings.labels))
         like = _likeness(settings, context)
         models = {

@@ -260,7 +260,7 @@ class PredictVerb(RasterVerb):
         return (f"{day}T00:00:00Z", f"{day}T23:59:59Z") if day else None
 
     def _scene(self, settings: PredictSettings, context: TaskContext) -> TaskResult:
-        from geoeco.mapping.prediction_maps import scene_levels
+        from geoeco.mapping import scene_levels
 
         levels = scene_levels(_predictor(settings, context, None), context.seed)
         content = _json(levels)
@@ -387,10 +387,7 @@ def _loaded(
 
 
 def _predictor(settings: PredictSettings, context: TaskContext, levels: Sequence[Any] | None) -> Predictor:
-    from geoeco.mapping import Predictor, device_of
-    from geoeco.mapping.devices import precision_of
-    from geoeco.mapping.networks import Member, views_of
-    from geoeco.mapping.prediction_maps import with_levels
+    from geoeco.mapping import Member, Predictor, device_of, precision_of, views_of, with_levels
 
     bundles = _bundles(settings, context)
     mosaic = _mosaic(settings, context)
