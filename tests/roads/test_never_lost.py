@@ -243,9 +243,8 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(folder: Path, small_disk: P
     assert contents(small_disk / "run", *MADE) == contents(undisturbed, *MADE)
 
 
-def test_an_edited_recipe_keeps_what_it_can_and_replaces_only_when_told(folder: Path) -> None:
-    done = geoeco("run", "lost.yaml", "--out", "run", "--quiet", folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_an_edited_recipe_keeps_what_it_can_and_replaces_only_when_told(folder: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed, folder / "run")
     made, known = contents(folder / "run", *MADE), records(folder / "run", "*/*")
 
     edited = ["run", "lost.yaml", "--out", "run", "--quiet", "--set", "steps.2.compress=DEFLATE"]

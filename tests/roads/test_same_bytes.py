@@ -13,7 +13,7 @@ geoeco: 1
 name: same
 inputs:
   imagery: {catalog: world/catalog.json, period: [2020-08-01, 2022-03-31]}
-grid: {crs: EPSG:32631, block: 256}
+grid: {crs: EPSG:32631, area: [5.988, 50.792, 6.008, 50.808], block: 64}
 steps:
   - {verb: cube, bands: [B04, B08]}
   - {verb: seasons, years: [2021]}
@@ -26,7 +26,7 @@ def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("same")
     (folder / "world").symlink_to(world)
     (folder / "same.yaml").write_text(RECIPE)
-    done = geoeco("run", "same.yaml", "--out", "inline256", "--quiet", folder=folder)
+    done = geoeco("run", "same.yaml", "--out", "inline64", "--quiet", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -34,21 +34,21 @@ def folder(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(folder: Path, name: str, *options: object) -> None:
     done = geoeco("run", "same.yaml", "--out", name, "--quiet", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = contents(folder / "inline256", "cog")
+    expected = contents(folder / "inline64", "cog")
     assert sum(file.endswith(".tif") for file in expected) == 11
     assert contents(folder / name, "cog") == expected
 
 
-def test_one_block_instead_of_four(folder: Path) -> None:
-    check(folder, "inline1024", "--set", "grid.block=1024")
+def test_one_block_instead_of_many(folder: Path) -> None:
+    check(folder, "inline256", "--set", "grid.block=256")
 
 
-@pytest.mark.parametrize(("workers", "block"), [(1, 1024), (2, 256)])
+@pytest.mark.parametrize(("workers", "block"), [(1, 256), (2, 64)])
 def test_local_cluster(folder: Path, workers: int, block: int) -> None:
     check(folder, f"local{workers}", "--cluster", "local", "--workers", workers, "--set", f"grid.block={block}")
 
 
-@pytest.mark.parametrize(("workers", "block"), [(1, 256), (2, 1024)])
+@pytest.mark.parametrize(("workers", "block"), [(1, 64), (2, 256)])
 def test_cluster_by_address(folder: Path, tmp_path: Path, workers: int, block: int) -> None:
     with cluster(workers, tmp_path) as (address, _):
         check(folder, f"tcp{workers}", "--cluster", address, "--set", f"grid.block={block}")

@@ -301,6 +301,26 @@ def test_all_features_as_floats(folder: Path, tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(done.rasters["embedding"], embedding)
     assert json.loads(done.store.read_bytes("embed/layers.json"))["embedding_1_64"]["storage"] == {}
+    # 96 features are two files
+    cog = done.plan.steps[2]
+    for name, count in (("embedding_1_64", 64), ("embedding_65_96", 32)):
+        context = TaskContext(
+            done.store,
+            "cog",
+            cog.settings,
+            done.recipe,
+            done.plan.geobox,
+            str(folder),
+            scratch=str(tmp_path / f"scratch_{name}"),
+        )
+        (task,) = (task for task in cog.tasks if task.key == name)
+        cog.verb.run(cog.settings, task, context)
+        with rasterio.open(Path(done.store.root) / "cog" / f"{name}.tif") as file:
+            assert set(file.dtypes) == {"float32"}
+            first = int(name.split("_")[1]) - 1
+            values = file.read(masked=True).filled(np.nan)
+            np.testing.assert_array_equal(values, embedding.to_numpy()[first : first + count])
+            assert file.descriptions[0].endswith(str(first + 1))
 
 
 def test_a_block_waits_for_all_that_its_windows_reach(made: Map) -> None:
@@ -411,6 +431,26 @@ def test_places_that_cannot_be_shown_are_refused(folder: Path, tmp_path: Path) -
     done.write_cube()
     with pytest.raises(InputError, match="no embedding at the place 'hole'"):
         done.run(("composites", "fit"))
+
+
+def test_places_of_every_script_have_files_of_their_own(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "recipe")
+    names = ["Ystad å", "Ystad a\u030a", "黑龙江", "黑河", "sløjfe", "x" * 70 + "1", "x" * 70 + "2", "!"]
+    lon, lat = Transformer.from_crs(32631, 4326, always_xy=True).transform(LEFT + 205, TOP - 205)
+    rows = [f"{name},{lon},{lat}\n" for name in names if name != "Ystad a\u030a"]
+    (tmp_path / "recipe" / "places.csv").write_text("name,lon,lat\n" + "".join(rows), encoding="utf-8")
+    found = [task.key for task in Map(tmp_path / "recipe", tmp_path / "run").plan.steps[2].tasks]
+    files = [name for name in found if name.startswith("similarity_")]
+    assert len(set(files)) == len(rows)
+    assert all(name.isascii() and len(name) <= 80 for name in files)
+    assert files[0] == "similarity_Ystad_a"
+    assert files[3].startswith("similarity_sl_jfe_")
+    # one name, written with one character or with two
+    (tmp_path / "recipe" / "places.csv").write_text(
+        "name,lon,lat\n" + "".join(f"{name},{lon},{lat}\n" for name in names[:2]), encoding="utf-8"
+    )
+    with pytest.raises(InputError, match="would share the file"):
+        Map(tmp_path / "recipe", tmp_path / "run")
 
 
 def test_a_region_without_data_says_so(folder: Path, tmp_path: Path) -> None:
