@@ -101,7 +101,7 @@ def _published(encoder: nn.Module, source: str, backbone: str) -> EncoderWeights
         )
     configuration: Any = timm.get_pretrained_cfg(source)
     try:
-        published: Any = timm.create_model(source, pretrained=True, num_classes=0, dynamic_img_size=True)
+        published: Any = timm.create_model(source, pretrained=True, num_classes=0)
     # the hub's client has its own families of errors for being offline, refused and not found
     except (OSError, RuntimeError, ValueError) as error:
         raise TransientError(
