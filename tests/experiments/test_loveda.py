@@ -55,6 +55,5 @@ def test_scores_on_held_out_blocks(real_data, tmp_path):
     told = f"Chips of {setting.chip_m:g} m: {counts}; {setting.epochs} epochs, seed {setting.seed}."
     page.write_text(f"{before}<!-- loveda -->\n{told}\n\n{table(found)}\n<!-- /loveda -->\n{after}")
     print(table(found))
-    networks = found["networks"]
-    assert networks[NETWORKS[0][0]]["test"]["mcc"] > 0
-    assert networks[NETWORKS[1][0]]["test"]["mcc"] > 0
+    # a U-Net learns something of these tiles; of a frozen random transformer nothing is claimed
+    assert found["networks"][NETWORKS[1][0]]["test"]["mcc"] > 0.1
