@@ -29,7 +29,11 @@ def fixed_arithmetic(threads: int) -> Iterator[None]:
 
 
 def device_of(wish: str) -> str:
-    """Name of a torch device for ``auto``, ``cpu`` or ``cuda``.
+    """Name of the torch device that a wish comes to.
+
+    Parameters
+    ----------
+    wish : {"auto", "cpu", "cuda"}
 
     Raises
     ------
@@ -43,7 +47,14 @@ def device_of(wish: str) -> str:
 
 
 def precision_of(wish: Precision, device: str) -> Literal["32", "bf16"]:
-    """Precision in which a network runs: 32 bits on a CPU and bfloat16 on a CUDA device that has it, by ``auto``.
+    """Precision in which a network runs.
+
+    Parameters
+    ----------
+    wish : {"auto", "32", "bf16"}
+        ``auto`` is bfloat16 on a CUDA device that has it, and 32 bits elsewhere.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
 
     Raises
     ------
