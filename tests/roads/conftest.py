@@ -35,6 +35,11 @@ def copy_world(world: Path, folder: Path) -> Path:
     return folder
 
 
+def copy_recipe(name: str, folder: Path) -> None:
+    """What ``geoeco recipes copy`` does, without a process of its own."""
+    shutil.copy(Path(__file__).parents[2] / "recipes" / f"{name}.yaml", folder)
+
+
 def geoeco(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(

@@ -14,15 +14,14 @@ from sklearn.metrics import v_measure_score
 from geoeco.cubes import open_rasters
 from geoeco.engine import IDLE_WORKER_BYTES
 from geoeco.simulate import read_truth
-from tests.roads.conftest import geoeco, records
+from tests.roads.conftest import copy_recipe, geoeco, records
 
 
 @pytest.fixture(scope="module")
 def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("map")
     (folder / "world").symlink_to(world)
-    copied = geoeco("recipes", "copy", "embedding_map", folder=folder)
-    assert copied.returncode == 0, copied.stdout + copied.stderr
+    copy_recipe("embedding_map", folder)
     done = geoeco("run", "embedding_map.yaml", "--out", "map", "--quiet", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "map"

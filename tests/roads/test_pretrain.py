@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra ml")
 
-from tests.roads.conftest import geoeco, start, until
+from tests.roads.conftest import copy_recipe, geoeco, start, until
 
 
 def test_pretraining_from_scenes_to_a_bundle_killed_on_the_way(world: Path, tmp_path: Path) -> None:
     (tmp_path / "world").symlink_to(world)
-    assert geoeco("recipes", "copy", "ssl4eco_pretrain", folder=tmp_path).returncode == 0
+    copy_recipe("ssl4eco_pretrain", tmp_path)
     # images every ten days: fewer places have a clear one in each season
     arguments = ["run", "ssl4eco_pretrain.yaml", "--out", "out", "--quiet"]
     for setting in ("steps.1.min_clear=0.5", "steps.2.epochs=2", "steps.2.checkpoint_every=3"):

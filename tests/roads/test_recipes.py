@@ -1,4 +1,4 @@
-"""The recipes that come with geoeco run as they stand, after `geoeco recipes copy`."""
+"""The recipes that come with geoeco run as they stand."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import rasterio
 from rio_cogeo import cog_validate
 
 from geoeco.sampling import open_chips
-from geoeco.simulate import read_truth
-from tests.roads.conftest import geoeco
+from geoeco.simulate import read_truth, write_chip_world
+from geoeco.steps import Recipe
+from tests.roads.conftest import copy_recipe, geoeco
 
 
 @pytest.fixture
@@ -23,11 +24,18 @@ def folder(world: Path, tmp_path: Path) -> Path:
 
 
 def run(folder: Path, recipe: str, *options: str) -> Path:
-    copied = geoeco("recipes", "copy", recipe, folder=folder)
-    assert copied.returncode == 0, copied.stdout + copied.stderr
+    copy_recipe(recipe, folder)
     done = geoeco("run", f"{recipe}.yaml", "--out", recipe, "--quiet", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / recipe
+
+
+def test_a_recipe_is_copied_as_it_is(tmp_path: Path) -> None:
+    copied = geoeco("recipes", "copy", "quickstart", folder=tmp_path)
+    assert copied.returncode == 0, copied.stdout + copied.stderr
+    written = (tmp_path / "quickstart.yaml").read_bytes()
+    copy_recipe("quickstart", tmp_path)
+    assert written == (tmp_path / "quickstart.yaml").read_bytes()
 
 
 def test_the_quickstart_walks_the_whole_road(folder: Path) -> None:
@@ -75,3 +83,24 @@ def test_s2_season_chips_by_phenology_and_by_calendar(folder: Path) -> None:
     split = json.loads((out / "chips" / "split.json").read_text())
     assert split["least_distance_m"] > 0
     assert (out / "chips_calendar" / "chips.parquet").exists()
+
+
+def test_train_covers_learns_covers_from_their_seasons(tmp_path: Path) -> None:
+    write_chip_world(tmp_path / "chips_world", locations=600, size=16)
+    out = run(tmp_path, "train_covers", "--set", "steps.0.epochs=4") / "train"
+    item = json.loads((out / "bundle" / "mlm.json").read_text())
+    record = item["properties"]["geoeco:bundle"]
+    assert record["bands"] == ["B04", "B08", "B11", "ndvi"]
+    assert len(record["classes"]) == 6
+    rows = json.loads((out / "evaluation.json").read_text())
+    scores = {row["metric"]: row["mean"] for row in rows}
+    print({name: round(value, 2) for name, value in scores.items()}, record["notes"]["places"])
+    # one in six is told by chance
+    assert scores["accuracy"] > 0.25
+    assert (out / "learning_curve.png").stat().st_size > 10_000
+    peak = json.loads((tmp_path / "train_covers" / "ledger" / "train" / "training" / "all.json").read_text())[
+        "peak_bytes"
+    ]
+    bound = Recipe.load(tmp_path / "train_covers.yaml").plan().peak_memory_bytes
+    print(f"bound {bound / 2**20:.0f} MiB, measured {peak / 2**20:.0f} MiB")
+    assert 0 < peak <= bound
