@@ -40,6 +40,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+# fields of named tuples are objects of their own already
+napoleon_use_ivar = True
 napoleon_custom_sections = [("Class attributes", "Attributes")]
 typehints_document_rtype = False
 # types of libraries whose own pages are not linked, because the pages are built offline

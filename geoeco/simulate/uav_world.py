@@ -247,17 +247,17 @@ def _evenness(held: npt.NDArray[np.int_], draw: npt.NDArray[np.str_]) -> float:
 def write_uav_world(directory: str | os.PathLike[str], *, seed: int = 42, size: int = 2048, gsd: float = 0.1) -> Path:
     """Write a simulated farmland as a drone sees it, with its truth.
 
-    ==================================== ==============================================================================
-    ``orthomosaic.tif``                  red, green, blue uint8, internal mask; white outside
-    ``chm.tif``, ``dsm.tif``, ``dtm.tif`` heights in metres, float32, nodata -9999
-    ``labels.tif``                       habitats (`HABITATS`), 255 where nobody labelled
-    ``crowns.gpkg``                      outlines: ``crown_id, species, height_m, diameter_m``
-    ``areas.gpkg``                       areas of train, val and test
-    ``closeups.gpkg``, ``closeups/``     points of photos: ``photo, accuracy_m, date, crown_id`` (0: none), JPEGs
-    ``photo_points.csv``                 ``lon, lat, radius_m`` and a probability of each habitat
-    ``truth/``                           ``habitat.tif``, ``species.tif``, ``instances.tif``, also under the edge
-    ``world.json``                       settings, and the sha256 of every file
-    ==================================== ==============================================================================
+    ====================================== =============================================================================
+    ``orthomosaic.tif``                    red, green, blue uint8, internal mask; white outside
+    ``chm.tif``, ``dsm.tif``, ``dtm.tif``  heights in metres, float32, nodata -9999
+    ``labels.tif``                         habitats (`HABITATS`), 255 where nobody labelled
+    ``crowns.gpkg``                        outlines: ``crown_id, species, height_m, diameter_m``
+    ``areas.gpkg``                         areas of train, val and test
+    ``closeups.gpkg``, ``closeups/``       points of photos: ``photo, accuracy_m, date, crown_id`` (0: none), JPEGs
+    ``photo_points.csv``                   ``lon, lat, radius_m`` and a probability of each habitat
+    ``truth/``                             ``habitat.tif``, ``species.tif``, ``instances.tif``, also under the edge
+    ``world.json``                         settings, and the sha256 of every file
+    ====================================== =============================================================================
 
     Parameters
     ----------

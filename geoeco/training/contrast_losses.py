@@ -37,7 +37,7 @@ class SupCon(nn.Module):
     With all views of all samples in one row of I = N * views features z of unit length, A(i) all of them but i, and
     P(i) those of A(i) with the label of i,
 
-        L = mean over i of -1/|P(i)| sum over p in P(i) of log( exp(z_i z_p / t) / sum over A(i) of exp(z_i z_a / t) )
+        L = mean over i of mean over p in P(i) of -log( exp(z_i z_p / t) / sum over A(i) of exp(z_i z_a / t) )
 
     which is L_out of Khosla et al., equation 2. The mean is over the views that have a positive: for a class with a
     single view in the batch P(i) is empty and the formula divides by zero. A batch without any positive has the loss 0
@@ -110,7 +110,7 @@ class InfoNCE(nn.Module):
     Half the sum of two terms, from each kind to the other. From the first to the second, of features x and y of unit
     length, with P(i) the images y of the thing that x_i shows:
 
-        L = mean over i of -1/|P(i)| sum over p in P(i) of log( exp(x_i y_p / t) / sum over all j of exp(x_i y_j / t) )
+        L = mean over i of mean over p in P(i) of -log( exp(x_i y_p / t) / sum over all j of exp(x_i y_j / t) )
 
     With one image of each kind a thing this is the loss of CLIP (Radford et al. 2021, figure 3); with several it takes
     the mean over positives of `SupCon`. Images of things without a counterpart are negatives only. Positives are one
