@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from geoeco.errors import InputError, ReadError
-from geoeco.models import ConvStack, DWFFNet, build
+from geoeco.models import ConvStack, DWFFNet, build, dwff
 from geoeco.models.dwff import tap_blocks
 from geoeco.models.encoder_weights import weights_sha256
 
@@ -23,6 +24,11 @@ TINY = "test_vit"
 def net():
     torch.manual_seed(0)
     return DWFFNet(TINY, 5).eval()
+
+
+@functools.cache
+def _shared_encoder(name, in_channels, make=dwff._encoder):
+    return make(name, in_channels)
 
 
 @pytest.fixture
@@ -44,7 +50,9 @@ def images():
         ("vit_small_patch16_dinov3", "dynamic", 4, 3_531_285),
     ],
 )
-def test_trainable_parameters_are_those_published(backbone, fusion, taps, expected):
+def test_trainable_parameters_are_those_published(backbone, fusion, taps, expected, monkeypatch):
+    # variants on one backbone share it here: making a large transformer takes most of the time
+    monkeypatch.setattr(dwff, "_encoder", _shared_encoder)
     with torch.device("meta"):
         model = build("dwff", {"backbone": backbone, "fusion": fusion, "taps": taps, "num_classes": 16})
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
@@ -136,7 +144,7 @@ def test_weights_follow_the_direction_of_mean_features_not_their_size():
     levels = [torch.rand(1, 512, 3, 3) for _ in range(4)]
     once = model.weigh(levels)
     torch.testing.assert_close(model.weigh([level * 7 for level in levels]), once, rtol=1e-4, atol=1e-6)
-    assert float((model.weigh([levels[1], levels[0], *levels[2:]]) - once).abs().max()) > 1e-5
+    assert (model.weigh([levels[1], levels[0], *levels[2:]]) - once).abs().max().item() > 1e-5
 
 
 def test_swff_and_nwff_are_plain_weighted_sums(images):
