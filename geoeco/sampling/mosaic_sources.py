@@ -99,7 +99,11 @@ def class_rows(path: str) -> tuple[ClassRow, ...]:
     with tempfile.TemporaryDirectory() as scratch:
         # rasterio has no interface for category names; a virtual raster that GDAL makes of the file tells them
         target = Path(scratch) / "classes.vrt"
-        with rasterio.Env(GDAL_PAM_ENABLED="YES"), rasterio.open(path) as raster:
+        # whatever the process reads imagery with: each of these can hide the file beside this one
+        beside = rasterio.Env(
+            GDAL_PAM_ENABLED="YES", GDAL_DISABLE_READDIR_ON_OPEN="FALSE", GDAL_GEOREF_SOURCES="PAM,INTERNAL"
+        )
+        with beside, rasterio.open(path) as raster:
             rasterio.shutil.copy(raster, target, driver="VRT")
         # written by GDAL itself; expat of the standard library expands no external entities
         band = ET.fromstring(target.read_text(encoding="utf-8")).find("VRTRasterBand")  # noqa: S314

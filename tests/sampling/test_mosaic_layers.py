@@ -12,7 +12,9 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from geoeco.errors import GridError, InputError
+from geoeco.gdal import gdal_env
 from geoeco.sampling.mosaic_layers import IGNORE, area_majority, burnt, check_layer, overlapping_max, read_codes
+from geoeco.sampling.mosaic_sources import class_rows
 from geoeco.sensors.orthomosaic import describe_orthomosaic
 
 
@@ -146,3 +148,13 @@ def test_layers_that_do_not_lie_on_the_mosaic_are_refused(raster):
         check_layer(describe_orthomosaic(raster("far.tif", flat, left=600000.0), codes=True), image, "labels")
     with pytest.raises(InputError, match="one band"):
         check_layer(image, image, "labels")
+
+
+def test_names_beside_a_class_raster_are_found_whatever_settings_the_process_has(raster, tmp_path):
+    path = raster("named.tif", np.ones((4, 4), np.uint8))
+    (tmp_path / "named.tif.aux.xml").write_text(
+        '<PAMDataset><PAMRasterBand band="1"><CategoryNames><Category/><Category>field</Category></CategoryNames>'
+        "</PAMRasterBand></PAMDataset>"
+    )
+    with gdal_env():
+        assert class_rows(str(path)) == ((1, "field", ""),)
