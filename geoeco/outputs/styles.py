@@ -18,9 +18,10 @@ from geoeco.outputs.layout import Layout
 from geoeco.outputs.pyramid import BandStatistics
 from geoeco.variables import EPOCH
 
-__all__ = ["colour_stops", "display_range", "qml", "rgb_bands"]
+__all__ = ["DOCTYPE", "colour_stops", "display_range", "qml", "rgb_bands"]
 
-_DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+#: First line of a style.
+DOCTYPE = "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _STEPS = 9
 
 # viridis (van der Walt & Smith 2015, CC0) for quantities; for dates the order of the year, from spring green over
@@ -197,4 +198,4 @@ def qml(layout: Layout, statistics: Sequence[BandStatistics]) -> str:
     ET.SubElement(pipe, "resamplingStage").text = "resamplingFilter"
     ET.SubElement(root, "blendMode").text = "0"
     ET.indent(root, space="  ")
-    return _DOCTYPE + ET.tostring(root, encoding="unicode") + "\n"
+    return DOCTYPE + ET.tostring(root, encoding="unicode") + "\n"

@@ -9,21 +9,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sqlite3
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from geoeco.errors import GridError, InputError, OutputError
+from geoeco.outputs.classes import ClassTable
 from geoeco.outputs.cog import WrittenFile, local_path
+from geoeco.outputs.vector_styles import Shape, categories_qml
 
 if TYPE_CHECKING:
     import geopandas as gpd
+    import pandas as pd
 
-__all__ = ["GeometryType", "write_gpkg"]
+__all__ = ["GeometryType", "WrittenTable", "write_gpkg"]
 
 GeometryType = Literal["Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon"]
 
@@ -32,9 +38,38 @@ EPOCH = "1970-01-01T00:00:00.000Z"
 #: Read by every GDAL since 2.2 and by ArcGIS; later versions bring nothing that is used here.
 _GPKG_VERSION = "1.2"
 _LAYER_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,62}"
-_RESERVED = frozenset({"fid", "geom"})
+_KEY, _GEOMETRY = "fid", "geom"
+#: Table in which QGIS keeps styles, and looks for them.
+_STYLES = "layer_styles"
 # GDAL's settings belong to the whole process
 _LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class WrittenTable(WrittenFile):
+    """What `write_gpkg` wrote.
+
+    Attributes
+    ----------
+    path, sha256, bytes
+        Of the file.
+    layer : str
+    rows : int
+    columns : tuple of (str, str)
+        Name and SQL type of each, key and geometry included.
+    crs_wkt : str
+        WKT 2.
+    bounds : tuple of float, optional
+        Left, bottom, right and top of the rows; None where there are none.
+    classes : ClassTable, optional
+    """
+
+    layer: str
+    rows: int
+    columns: tuple[tuple[str, str], ...]
+    crs_wkt: str
+    bounds: tuple[float, float, float, float] | None
+    classes: ClassTable | None
 
 
 def write_gpkg(
@@ -45,7 +80,9 @@ def write_gpkg(
     geometry_type: GeometryType | None = None,
     description: str = "",
     tags: Mapping[str, str] | None = None,
-) -> WrittenFile:
+    classes: ClassTable | None = None,
+    class_column: str = "class",
+) -> WrittenTable:
     """Write a GeoPackage of one layer; a file that is there is replaced in one step.
 
     The same frame gives the same bytes: ``last_change`` is that of the epoch, not of the clock. Rows keep their order
@@ -65,17 +102,23 @@ def write_gpkg(
     description : str
     tags : mapping of str to str, optional
         Where the layer comes from, as metadata of the layer: for example ``GEOECO_MODEL``.
+    classes : ClassTable, optional
+        QGIS then opens the layer in the colours of the classes: a style in the table ``layer_styles``, which is a layer
+        without geometry to other readers.
+    class_column : str
+        Column of the classes: their codes, if it has whole numbers, or their names.
 
     Returns
     -------
-    WrittenFile
+    WrittenTable
 
     Raises
     ------
     GridError
         If the frame has no CRS.
     InputError
-        If a row has no geometry, geometries are of several kinds, or a name or a column cannot be written.
+        If a row has no geometry, geometries are of several kinds, or a name or a column cannot be written; or if there
+        is no column of classes, or one that holds what the table of classes does not.
     OutputError
         If the file cannot be written or does not read back whole.
     """
@@ -84,7 +127,7 @@ def write_gpkg(
     target = local_path(path)
     if target.suffix != ".gpkg":
         raise InputError(f"{target.name!r} is not the name of a GeoPackage", what_to_do="end it with .gpkg")
-    if not re.fullmatch(_LAYER_NAME, layer):
+    if not re.fullmatch(_LAYER_NAME, layer) or layer.lower() == _STYLES:
         raise InputError(
             f"{layer!r} is not a name for a layer",
             where=str(target),
@@ -94,6 +137,7 @@ def write_gpkg(
         raise GridError("the table has no CRS", where=str(target), what_to_do="give it one with set_crs")
     _check_columns(frame, target)
     kind = _geometry_type(frame, geometry_type, target)
+    style = None if classes is None else _style(frame, layer, classes, class_column, kind, target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".geoeco-", dir=target.parent) as folder:
@@ -111,16 +155,32 @@ def write_gpkg(
                     # of the layer: readers of a file's own metadata leave a sidecar beside it
                     layer_metadata=dict(tags) if tags else None,
                 )
+                if style is not None:
+                    pyogrio.write_dataframe(
+                        style, temporary, layer=_STYLES, driver="GPKG", append=True, layer_options={"FID": "id"}
+                    )
             held = pyogrio.read_info(temporary, layer=layer)["features"]
             if held != len(frame):
                 raise OutputError(f"{held} of {len(frame)} rows were written", where=str(target))
+            with closing(sqlite3.connect(temporary)) as file:
+                columns = tuple((row[1], row[2]) for row in file.execute(f'PRAGMA table_info("{layer}")'))
             with temporary.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = temporary.stat().st_size
             temporary.replace(target)
     except (OSError, pyogrio.errors.DataSourceError) as error:
         raise OutputError(f"the GeoPackage could not be written: {error}", where=str(target)) from error
-    return WrittenFile(target, digest, size)
+    return WrittenTable(
+        path=target,
+        sha256=digest,
+        bytes=size,
+        layer=layer,
+        rows=len(frame),
+        columns=columns,
+        crs_wkt=frame.crs.to_wkt(),
+        bounds=tuple(frame.total_bounds.tolist()) if len(frame) else None,
+        classes=classes,
+    )
 
 
 class _FixedDate:
@@ -146,7 +206,7 @@ def _check_columns(frame: gpd.GeoDataFrame, target: Path) -> None:
         if name == frame.geometry.name:
             continue
         low = str(name).lower()
-        if not isinstance(name, str) or not name or low in _RESERVED or low in seen:
+        if not isinstance(name, str) or not name or low in (_KEY, _GEOMETRY) or low in seen:
             raise InputError(
                 f"a GeoPackage cannot hold a column {name!r} beside the others",
                 where=str(target),
@@ -163,6 +223,44 @@ def _check_columns(frame: gpd.GeoDataFrame, target: Path) -> None:
                 where=str(target),
                 what_to_do="make it numbers, truth values, texts or dates",
             )
+
+
+def _style(
+    frame: gpd.GeoDataFrame, layer: str, classes: ClassTable, column: str, kind: str, target: Path
+) -> pd.DataFrame:
+    """The row of `_STYLES` that QGIS takes as the layer's own."""
+    import pandas as pd
+
+    if column not in frame.columns:
+        raise InputError(
+            f"the table has no column {column!r} of classes", where=str(target), what_to_do="give class_column"
+        )
+    codes = pd.api.types.is_integer_dtype(frame[column])
+    known: set[Any] = set(classes.codes if codes else classes.names)
+    unknown = set(frame[column].dropna()) - known
+    if unknown:
+        raise InputError(
+            f"column {column!r} has classes that {classes.name!r} has not: {', '.join(sorted(map(str, unknown))[:10])}",
+            where=str(target),
+            what_to_do="add them to the table of classes",
+        )
+    shape: Shape = kind.removeprefix("Multi")  # type: ignore[assignment]
+    return pd.DataFrame(
+        {
+            "f_table_catalog": [""],
+            "f_table_schema": [""],
+            "f_table_name": [layer],
+            "f_geometry_column": [_GEOMETRY],
+            "styleName": [classes.name],
+            "styleQML": [categories_qml(classes, column, "code" if codes else "name", shape)],
+            "styleSLD": [""],
+            "useAsDefault": [True],
+            "description": [""],
+            "owner": [""],
+            "ui": [""],
+            "update_time": [pd.Timestamp(EPOCH)],
+        }
+    )
 
 
 def _geometry_type(frame: gpd.GeoDataFrame, wanted: str | None, target: Path) -> str:
