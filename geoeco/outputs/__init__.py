@@ -6,16 +6,17 @@ from geoeco.outputs.classes import ClassEntry, ClassTable
 from geoeco.outputs.coco import read_coco, write_coco
 from geoeco.outputs.cog import CogRecord, WrittenFile, cog_record, remove_leftovers, write_cog
 from geoeco.outputs.contact_sheets import contact_sheet
-from geoeco.outputs.items import write_item
+from geoeco.outputs.items import write_item, write_table_item
 from geoeco.outputs.preview import quicklook
 from geoeco.outputs.score_charts import score_chart
-from geoeco.outputs.vectors import write_gpkg
+from geoeco.outputs.vectors import WrittenTable, write_gpkg
 
 __all__ = [
     "ClassEntry",
     "ClassTable",
     "CogRecord",
     "WrittenFile",
+    "WrittenTable",
     "cog_record",
     "contact_sheet",
     "quicklook",
@@ -26,4 +27,5 @@ __all__ = [
     "write_cog",
     "write_gpkg",
     "write_item",
+    "write_table_item",
 ]

@@ -1,8 +1,8 @@
 """The STAC item beside a set of outputs: where it lies, when it holds, what it was made from.
 
-One item per output set; each file is an asset with its statistics, classes, size and checksum, sidecars included.
-Statistics are those of every pixel, from the records; nothing is sampled again. Links are relative, so the folder can
-be moved; times are those of the data, never of the clock.
+One item per output set; each file is an asset with its statistics, classes, size and checksum, sidecars included. A
+table is an item of its own, with its columns. Statistics are those of every pixel, from the records; nothing is sampled
+again. Links are relative, so the folder can be moved; times are those of the data, never of the clock.
 """
 
 from __future__ import annotations
@@ -25,26 +25,33 @@ from pystac.extensions.classification import Classification, ClassificationExten
 from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import DataType, RasterBand, RasterExtension, Sampling, Statistics
+from pystac.extensions.table import Column, TableExtension
 from shapely.geometry import mapping
 from shapely.geometry.base import BaseGeometry
 
 from geoeco.catalog import area_lonlat
 from geoeco.errors import InputError, OutputError
+from geoeco.outputs.classes import ClassEntry
 from geoeco.outputs.cog import CogRecord, WrittenFile, local_path
 from geoeco.outputs.pyramid import rounded
+from geoeco.outputs.vectors import WrittenTable
 
-__all__ = ["write_item"]
+__all__ = ["write_item", "write_table_item"]
 
 # about a centimetre
 _DECIMALS = 7
 _SHA256_MULTIHASH = "1220"
+#: SQL types of the geometry of a layer.
+_GEOMETRIES = frozenset({"POINT", "MULTIPOINT", "LINESTRING", "MULTILINESTRING", "POLYGON", "MULTIPOLYGON"})
+
+Period = tuple[dt.datetime, dt.datetime] | dt.datetime
 
 
 def write_item(
     path: str | os.PathLike[str],
     assets: Mapping[str, CogRecord],
     *,
-    period: tuple[dt.datetime, dt.datetime] | dt.datetime,
+    period: Period,
     id: str | None = None,  # noqa: A002  (STAC's own name)
     title: str | None = None,
     properties: Mapping[str, Any] | None = None,
@@ -86,38 +93,150 @@ def write_item(
     path = local_path(path)
     if not assets:
         raise InputError("a STAC item needs at least one asset", where=str(path))
+    # before any file is read
+    moments = _moments(period, path)
+    grid = _common_grid(assets)
+    item = _item(path, grid, moments, id=id, title=title, properties=properties)
+    projection = ProjectionExtension.ext(item)
+    projection.shape, projection.transform = list(grid["shape"]), list(grid["transform"])[:6]
+    for key, record in assets.items():
+        _add_raster(item, key, record, path.parent)
+    _add_sources(item, path.parent, thumbnail=thumbnail, derived_from=derived_from)
+    _save(item, path)
+    return item
+
+
+def write_table_item(
+    path: str | os.PathLike[str],
+    table: WrittenTable,
+    *,
+    period: Period,
+    bounds: tuple[float, float, float, float] | None = None,
+    descriptions: Mapping[str, str] | None = None,
+    id: str | None = None,  # noqa: A002  (STAC's own name)
+    title: str | None = None,
+    properties: Mapping[str, Any] | None = None,
+    derived_from: Sequence[str | os.PathLike[str]] = (),
+    thumbnail: str | os.PathLike[str] | None = None,
+) -> pystac.Item:
+    """Write the STAC item of a GeoPackage, with its columns by the table extension.
+
+    Parameters
+    ----------
+    path : path-like
+        Local path of the item, ``.json``; hrefs are relative to its folder.
+    table : WrittenTable
+        What `write_gpkg` gave; its layer is the key of the asset.
+    period : (datetime, datetime) or datetime
+        Of the *data*, first and last. Times without a zone are UTC.
+    bounds : tuple of float, optional
+        Left, bottom, right and top of what was looked at, in the table's CRS: the footprint. Those of the rows by
+        default.
+    descriptions : mapping, optional
+        What the columns hold, by their names.
+    id : str, optional
+        By default the stem of `path`.
+    title : str, optional
+    properties : mapping, optional
+        Further properties, for example ``geoeco:recipe_sha256``.
+    derived_from : sequence of str
+        Items and files this one was made from: URLs are kept, local paths made relative.
+    thumbnail : path-like, optional
+        PNG.
+
+    Returns
+    -------
+    pystac.Item
+
+    Raises
+    ------
+    InputError
+        If the period is reversed, there are neither bounds nor rows, or a column is described that there is not.
+    OutputError
+        If the item cannot be written.
+    """
+    path = local_path(path)
+    moments = _moments(period, path)
+    described = dict(descriptions or {})
+    unknown = set(described) - {name for name, _ in table.columns}
+    if unknown:
+        raise InputError(f"the table has no column {min(unknown)!r} that is described", where=str(path))
+    extent = bounds or table.bounds
+    if extent is None:
+        raise InputError("a table without rows does not say where it lies", where=str(path), what_to_do="give bounds")
+    place = _place(extent, rasterio.crs.CRS.from_wkt(table.crs_wkt))
+    item = _item(path, place, moments, id=id, title=title, properties=properties)
+    columns = []
+    for name, kind in table.columns:
+        column = Column({"name": name, "type": kind.lower()})
+        column.description = described.get(name)
+        columns.append(column)
+    extension = TableExtension.ext(item, add_if_missing=True)
+    extension.columns, extension.row_count = columns, table.rows
+    extension.primary_geometry = next(name for name, kind in table.columns if kind in _GEOMETRIES)
+    asset = pystac.Asset(
+        _relative(table.path, path.parent),
+        title=table.layer,
+        media_type=pystac.MediaType.GEOPACKAGE,
+        roles=["data"],
+    )
+    item.add_asset(table.layer, asset)
+    if table.classes is not None:
+        ClassificationExtension.ext(asset, add_if_missing=True).classes = [
+            _classification(entry) for entry in table.classes
+        ]
+    _add_file(asset, table)
+    _add_sources(item, path.parent, thumbnail=thumbnail, derived_from=derived_from)
+    _save(item, path)
+    return item
+
+
+def _moments(period: Period, path: Path) -> tuple[dt.datetime, dt.datetime]:
     start, end = (_utc(moment) for moment in (period if isinstance(period, tuple) else (period, period)))
     if end < start:
         raise InputError(f"the period {start.isoformat()} .. {end.isoformat()} ends before it begins", where=str(path))
-    grid = _common_grid(assets)
+    return start, end
+
+
+def _item(
+    path: Path,
+    place: Mapping[str, Any],
+    moments: tuple[dt.datetime, dt.datetime],
+    *,
+    id: str | None,  # noqa: A002  (STAC's own name)
+    title: str | None,
+    properties: Mapping[str, Any] | None,
+) -> pystac.Item:
+    start, end = moments
     item = pystac.Item(
         id=id or path.stem,
-        geometry=grid["geometry"],
-        bbox=grid["bbox"],
+        geometry=place["geometry"],
+        bbox=place["bbox"],
         datetime=start if start == end else None,
         start_datetime=None if start == end else start,
         end_datetime=None if start == end else end,
         properties={**({"title": title} if title else {}), **(properties or {})},
     )
-    projection = ProjectionExtension.ext(item, add_if_missing=True)
-    projection.apply(
-        code=grid["code"],
-        wkt2=None if grid["code"] else grid["wkt2"],
-        shape=list(grid["shape"]),
-        transform=list(grid["transform"])[:6],
-        bbox=list(grid["bounds"]),
+    ProjectionExtension.ext(item, add_if_missing=True).apply(
+        code=place["code"], wkt2=None if place["code"] else place["wkt2"], bbox=list(place["bounds"])
     )
-    for key, record in assets.items():
-        _add_raster(item, key, record, path.parent)
+    return item
+
+
+def _add_sources(
+    item: pystac.Item,
+    folder: Path,
+    *,
+    thumbnail: str | os.PathLike[str] | None,
+    derived_from: Sequence[str | os.PathLike[str]],
+) -> None:
     if thumbnail is not None:
-        asset = pystac.Asset(_relative(thumbnail, path.parent), media_type=pystac.MediaType.PNG, roles=["thumbnail"])
+        asset = pystac.Asset(_relative(thumbnail, folder), media_type=pystac.MediaType.PNG, roles=["thumbnail"])
         item.add_asset("thumbnail", asset)
     for source in derived_from:
-        target = _relative(source, path.parent)
+        target = _relative(source, folder)
         media_type = pystac.MediaType.JSON if target.endswith(".json") else None
         item.add_link(pystac.Link("derived_from", target, media_type=media_type))
-    _save(item, path)
-    return item
 
 
 def _utc(moment: dt.datetime) -> dt.datetime:
@@ -139,19 +258,7 @@ def _common_grid(assets: Mapping[str, CogRecord]) -> dict[str, Any]:
             with rasterio.open(record.path) as src:
                 own = {"shape": src.shape, "transform": tuple(src.transform), "crs": src.crs}
                 if not grid:
-                    left, bottom, right, top = src.bounds
-                    crs = CRS(src.crs.to_wkt(version="WKT2_2019"))
-                    outline = area_lonlat(box(left, bottom, right, top, crs))
-                    geometry = mapping(outline)
-                    epsg = src.crs.to_epsg()
-                    grid = {
-                        **own,
-                        "bounds": tuple(src.bounds),
-                        "code": None if epsg is None else f"EPSG:{epsg}",
-                        "wkt2": src.crs.to_wkt(version="WKT2_2019"),
-                        "geometry": {**geometry, "coordinates": _rounded(geometry["coordinates"])},
-                        "bbox": _lonlat_bbox(outline),
-                    }
+                    grid = {**own, **_place(tuple(src.bounds), src.crs)}
         except rasterio.errors.RasterioError as error:
             raise OutputError(f"asset {key!r} cannot be read: {error}", where=str(record.path)) from error
         if any(own[name] != grid[name] for name in own):
@@ -159,6 +266,21 @@ def _common_grid(assets: Mapping[str, CogRecord]) -> dict[str, Any]:
                 f"asset {key!r} lies on another grid than the first one", what_to_do="write one STAC item per grid"
             )
     return grid
+
+
+def _place(bounds: tuple[float, float, float, float], crs: rasterio.crs.CRS) -> dict[str, Any]:
+    """What an item says of where it lies: footprint and box in degrees, CRS and bounds on the map."""
+    wkt2 = crs.to_wkt(version="WKT2_2019")
+    outline = area_lonlat(box(*bounds, CRS(wkt2)))
+    geometry = mapping(outline)
+    epsg = crs.to_epsg()
+    return {
+        "bounds": bounds,
+        "code": None if epsg is None else f"EPSG:{epsg}",
+        "wkt2": wkt2,
+        "geometry": {**geometry, "coordinates": _rounded(geometry["coordinates"])},
+        "bbox": _lonlat_bbox(outline),
+    }
 
 
 def _lonlat_bbox(outline: BaseGeometry) -> list[float]:
@@ -217,13 +339,8 @@ def _add_raster(item: pystac.Item, key: str, record: CogRecord, folder: Path) ->
     if record.classes is not None:
         total = sum(record.counts.values())
         ClassificationExtension.ext(asset, add_if_missing=True).classes = [
-            Classification.create(
-                entry.code,
-                description=entry.name,
-                # the extension allows only these characters in a name
-                name=re.sub(r"[^0-9A-Za-z_-]+", "_", entry.name).strip("_") or f"class_{entry.code}",
-                title=entry.name,
-                color_hint=entry.hex[1:].upper(),
+            _classification(
+                entry,
                 count=record.counts.get(entry.code, 0),
                 percentage=rounded(100 * record.counts.get(entry.code, 0) / total) if total else None,
             )
@@ -240,6 +357,18 @@ def _add_raster(item: pystac.Item, key: str, record: CogRecord, folder: Path) ->
         )
         item.add_asset(f"{key}-{'style' if style else 'pam'}", extra)
         _add_file(extra, sidecar)
+
+
+def _classification(entry: ClassEntry, **counted: Any) -> Classification:
+    return Classification.create(
+        entry.code,
+        description=entry.name,
+        # the extension allows only these characters in a name
+        name=re.sub(r"[^0-9A-Za-z_-]+", "_", entry.name).strip("_") or f"class_{entry.code}",
+        title=entry.name,
+        color_hint=entry.hex[1:].upper(),
+        **counted,
+    )
 
 
 def _add_file(asset: pystac.Asset, written: WrittenFile) -> None:

@@ -5,20 +5,31 @@ import hashlib
 import json
 import shutil
 
+import geopandas as gpd
 import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
 from jsonschema import Draft7Validator
 from pystac.extensions.classification import ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import RasterExtension
+from pystac.extensions.table import TableExtension
 from pystac.validation.local_validator import get_local_schema_cache
 from rasterio.warp import transform_bounds
 from referencing import Registry, Resource
 
 from geoeco.errors import InputError, OutputError
-from geoeco.outputs import ClassTable, cog_record, quicklook, write_cog, write_item
+from geoeco.outputs import (
+    ClassTable,
+    cog_record,
+    quicklook,
+    write_cog,
+    write_gpkg,
+    write_item,
+    write_table_item,
+)
 
 YEAR = (dt.datetime(2018, 1, 1, tzinfo=dt.UTC), dt.datetime(2018, 12, 31, tzinfo=dt.UTC))
 COVER = ClassTable.of({1: "beech wood", 2: "Gewässer"}, name="cover")
@@ -163,4 +174,77 @@ def test_items_that_would_lie_are_refused(raster, tmp_path):
     records["cover"].path.unlink()
     with pytest.raises(OutputError, match="'cover' cannot be read"):
         write_item(tmp_path / "a.json", records, period=YEAR)
+    assert not (tmp_path / "a.json").exists()
+
+
+def polygons(rows=2, crs=32631) -> gpd.GeoDataFrame:
+    shapes = [shapely.box(500_000, 5_600_000, 500_030, 5_600_010), shapely.box(500_030, 5_600_000, 500_100, 5_600_040)]
+    frame = gpd.GeoDataFrame(
+        {"class": np.array([1, 2], np.int32), "name": list(COVER.names), "score": [0.5, np.nan]},
+        geometry=shapes,
+        crs=crs,
+    )
+    return frame.iloc[:rows]
+
+
+def table(path, **more):
+    return write_gpkg(polygons(**more), path, layer="cover", geometry_type="MultiPolygon", classes=COVER)
+
+
+def test_the_item_of_a_table_is_valid_stac_with_its_columns_rows_and_classes(tmp_path):
+    written = table(tmp_path / "cover.gpkg")
+    described = {"score": "mean of the confidence", "geom": "outline"}
+    write_table_item(tmp_path / "cover.json", written, period=YEAR, title="Cover", descriptions=described)
+    document = json.loads((tmp_path / "cover.json").read_text())
+    assert schema_errors(document) == []
+    item = pystac.Item.from_dict(document)
+    held = TableExtension.ext(item)
+    assert [(c.name, c.col_type, c.description) for c in held.columns] == [
+        ("fid", "integer", None),
+        ("geom", "multipolygon", "outline"),
+        ("class", "mediumint", None),
+        ("name", "text", None),
+        ("score", "real", "mean of the confidence"),
+    ]
+    assert (held.row_count, held.primary_geometry) == (2, "geom")
+    asset = item.assets["cover"]
+    assert asset.media_type == "application/geopackage+sqlite3"
+    content = (tmp_path / asset.href).read_bytes()
+    assert asset.extra_fields["file:checksum"] == "1220" + hashlib.sha256(content).hexdigest()
+    assert asset.extra_fields["file:size"] == len(content)
+    classes = ClassificationExtension.ext(asset).classes
+    assert [(c.value, c.title, f"#{c.color_hint.lower()}") for c in classes] == [(e.code, e.name, e.hex) for e in COVER]
+
+
+def test_the_footprint_of_a_table_is_that_of_its_rows_or_of_what_was_looked_at(tmp_path):
+    item = write_table_item(tmp_path / "a.json", table(tmp_path / "a.gpkg"), period=YEAR)
+    projection = ProjectionExtension.ext(item)
+    assert (projection.code, projection.bbox) == ("EPSG:32631", [500_000, 5_600_000, 500_100, 5_600_040])
+    assert item.bbox == pytest.approx(transform_bounds(32631, 4326, *projection.bbox, densify_pts=21), abs=1e-6)
+    looked_at = (499_000, 5_599_000, 501_000, 5_601_000)
+    empty = table(tmp_path / "b.gpkg", rows=0)
+    wide = write_table_item(tmp_path / "b.json", empty, period=YEAR, bounds=looked_at)
+    assert wide.bbox == pytest.approx(transform_bounds(32631, 4326, *looked_at, densify_pts=21), abs=1e-6)
+    assert TableExtension.ext(wide).row_count == 0
+
+
+def test_the_item_of_a_table_is_the_same_bytes_again_and_leads_to_its_sources(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        written = table(tmp_path / name / "cover.gpkg")
+        sources = [tmp_path / name / "model" / "mlm.json", "https://example.org/items/S2A"]
+        write_table_item(tmp_path / name / "cover.json", written, period=YEAR, derived_from=sources)
+    assert (tmp_path / "a/cover.json").read_bytes() == (tmp_path / "b/cover.json").read_bytes()
+    links = [link.href for link in json_links(tmp_path / "a/cover.json") if link.rel == "derived_from"]
+    assert links == ["./model/mlm.json", "https://example.org/items/S2A"]
+
+
+def test_items_of_tables_that_would_lie_are_refused(tmp_path):
+    empty = table(tmp_path / "a.gpkg", rows=0)
+    with pytest.raises(InputError, match="does not say where it lies"):
+        write_table_item(tmp_path / "a.json", empty, period=YEAR)
+    with pytest.raises(InputError, match="no column 'height'"):
+        write_table_item(tmp_path / "a.json", table(tmp_path / "a.gpkg"), period=YEAR, descriptions={"height": "m"})
+    with pytest.raises(InputError, match="ends before it begins"):
+        write_table_item(tmp_path / "a.json", table(tmp_path / "a.gpkg"), period=YEAR[::-1])
     assert not (tmp_path / "a.json").exists()
