@@ -21,7 +21,7 @@ from geoeco.mapping.map_layers import OUTPUTS
 from geoeco.mapping.networks import views_of
 from geoeco.models import DWFFNet
 from geoeco.training import ModelBundle, Normalisation
-from geoeco.training.smp_adapter import receptive_radius
+from geoeco.training.smp_adapter import SmpSegmenter, receptive_radius
 from tests.mapping.mosaics import BANDS, CODES, Smeared, bundle_of, conv_bundle, grid, image, known, whole_logits
 
 QUIET = {"progress": False, "threads": 1}
@@ -134,6 +134,26 @@ def test_windows_off_the_stride_of_a_unet_change_classes(unet):
     assert changed[8] == 0
     with pytest.raises(InputError, match="has a stride of 8"):
         predict(source, bundle_of(unet.module, stride=4), window=84, **QUIET)
+
+
+def test_the_unet_of_a_resnet_moved_by_half_its_stride_changes_classes():
+    torch.manual_seed(0)
+    network = SmpSegmenter("Unet", "resnet18", 3, 5).eval()
+    # it sees 312 px each way, see tests/training/test_segmentation.py
+    side, margin = 704, 320
+    scene = torch.rand(1, 3, side + 32, side + 32, generator=torch.Generator().manual_seed(1)) * 4 - 2
+    with torch.inference_mode():
+        classes = {
+            moved: network(scene[..., moved : side + moved, moved : side + moved]).argmax(1) for moved in (0, 16, 32)
+        }
+    ground = classes[0][..., margin + 32 : -margin, margin + 32 : -margin]
+    changed = {}
+    for moved in (16, 32):
+        same = classes[moved][..., margin + 32 - moved : -margin - moved, margin + 32 - moved : -margin - moved]
+        changed[moved] = float((same != ground).float().mean())
+    print(f"classes that change in a U-Net of stride 32: moved by 16 px {changed[16]:.1%}, by 32 px {changed[32]:.1%}")
+    assert changed[16] > 0.02
+    assert changed[32] == 0
 
 
 def jump(made: xr.Dataset, step: int) -> float:
