@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pystac
 import xarray as xr
 from pydantic import Field, field_validator
 
@@ -33,14 +31,16 @@ from geoeco.engine import (
 )
 from geoeco.errors import InputError
 from geoeco.outputs import quicklook, write_cog, write_item
+from geoeco.outputs.cog import MEMORY_BYTES_LAZY
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, tiles
+from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 
-__all__ = ["CogSettings", "CogVerb"]
+__all__ = ["CogSettings", "CogVerb", "file_memory"]
 
-#: When a raster holds of which nobody says when it was seen: a STAC item must give a time.
-ALWAYS = ("1900-01-01T00:00:00Z", "9999-12-31T23:59:59Z")
 #: Pixels along each side of the window in which a raster is read while it is written, for files of up to eight bands.
 WINDOW = 1024
+#: Of the processes of a run, bytes (`geoeco.gdal.gdal_settings`).
+_GDAL_CACHE = 64 * 2**20
 
 
 class CogSettings(StepSettings):
@@ -78,7 +78,7 @@ class CogVerb(Verb):
         depends = tuple(task.id for task in source.tasks if task.stage == "blocks")
         assert isinstance(source.verb, RasterVerb), "no other step is a source"
         period = source.verb.period(source.settings, context)
-        tags = _provenance(context, source.verb.inputs(source.settings, context), period)
+        tags = provenance_tags(context, source.verb.inputs(source.settings, context), period)
         # the items of the run's imagery are one file; what else a layer was made from stands in its profile
         sources = ["items.json"] if context.items else []
         tasks = []
@@ -101,7 +101,7 @@ class CogVerb(Verb):
                         "sources": sources,
                     },
                     depends=depends,
-                    memory_bytes=_memory(stored, bands),
+                    memory_bytes=file_memory(stored, bands),
                     bytes_in=stored,
                     bytes_out=stored // 2,
                 )
@@ -142,8 +142,8 @@ class CogVerb(Verb):
             {payload["layer"]: record},
             period=(start, end),
             title=payload["title"],
-            properties={key.lower().replace("_", ":", 1): value for key, value in tags.items()},
-            derived_from=[name if "://" in name else context.scratch_path / name for name in sources],
+            properties=item_properties(tags),
+            derived_from=local_sources(sources, context.scratch_path),
             thumbnail=thumbnail,
         )
         files = [(file.path, "data") for file in record.files]
@@ -160,24 +160,7 @@ class CogVerb(Verb):
         self, settings: CogSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
     ) -> Sequence[Output] | None:
         """Tie the files' STAC items together in a static catalogue with relative links."""
-        catalog = pystac.Catalog(
-            id=f"{context.recipe.name}-{context.folder}",
-            description=context.recipe.description or f"Rasters of the recipe {context.recipe.name}",
-        )
-        for record in records:
-            for output in record["outputs"]:
-                if output["kind"] == "metadata":
-                    href = f"./{output['path'].split('/')[-1]}"
-                    catalog.add_link(pystac.Link("item", href, pystac.MediaType.JSON, title=output["title"]))
-        document = catalog.to_dict(include_self_link=False)
-        # the root link of a catalogue that is its own root, as self-contained catalogues have it
-        document["links"] = [
-            {"rel": "root", "href": "./catalog.json", "type": "application/json"},
-            *(link for link in document["links"] if link["rel"] != "root"),
-        ]
-        name = f"{context.folder}/catalog.json"
-        context.store.write_json(name, document)
-        return [Output(name, bytes=context.store.size(name), kind="metadata")]
+        return write_catalog(context, records, "Rasters")
 
 
 def _source(settings: CogSettings, context: PlanContext) -> PlannedStep:
@@ -215,21 +198,23 @@ def _layers(settings: CogSettings, source: PlannedStep, context: PlanContext) ->
     return tuple(available[name] for name in settings.layers)
 
 
-def _provenance(context: PlanContext, inputs: Sequence[str], period: tuple[str, str] | None) -> dict[str, str]:
-    """Keys that tie a file to its recipe and its inputs; the same whatever the block size or the cluster."""
-    recipe = context.recipe.document()
-    if recipe["grid"]:
-        recipe["grid"].pop("block")
-    return {
-        "GEOECO_RECIPE_SHA256": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
-        "GEOECO_INPUTS_SHA256": hashlib.sha256("\n".join(inputs).encode()).hexdigest(),
-        **({} if period is None else {"GEOECO_PERIOD": f"{period[0][:10]}/{period[1][:10]}"}),
-    }
+def file_memory(stored: int, bands: int) -> int:
+    """Upper bound of what writing a file holds, bytes.
 
+    Parameters
+    ----------
+    stored : int
+        Bytes of its pixels, if each has four. Those of a file of more than `geoeco.outputs.cog.MEMORY_BYTES_LAZY`
+        pass through the disk.
+    bands : int
 
-def _memory(stored: int, bands: int) -> int:
-    """Upper bound of one file: its pixels with their overviews, encoded and as stored, and the windows being read."""
-    return min(2 * stored * 4 // 3, 6 * 2**30) + 24 * bands * _window(bands) ** 2 + 256 * 2**20
+    Notes
+    -----
+    Pixels and overviews where they pass through memory, GDAL's cache of as much, the windows that are read and encoded,
+    and what the libraries and the drawing of a quicklook take.
+    """
+    levels = min(stored, MEMORY_BYTES_LAZY) * 4 // 3
+    return levels + min(levels, _GDAL_CACHE) + 24 * bands * _window(bands) ** 2 + 256 * 2**20
 
 
 def _window(bands: int) -> int:

@@ -51,6 +51,7 @@ from geoeco.steps.bundles import (
 )
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
 from geoeco.steps.model_costs import network_bytes
+from geoeco.steps.provenance import ALWAYS
 
 if TYPE_CHECKING:
     from geoeco.mapping import Predictor, Tiling
@@ -433,8 +434,6 @@ def _written(context: RunContext | TaskContext, name: str, content: bytes, kind:
 
 def _mosaic_item(mosaic: Orthomosaic, settings: PredictSettings, period: tuple[str, str] | None) -> dict[str, Any]:
     """STAC item of the mosaic, that the map's own items lead to: where it lies, when it was flown, and its hash."""
-    from geoeco.steps.cog import ALWAYS
-
     grid = mosaic.native
     assert grid.crs is not None, "a mosaic without a place is refused when it is planned"
     bounds = grid.boundingbox
