@@ -18,7 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from geoeco.errors import GridError, InputError
-from geoeco.mapping.outlines import block_outlines, fill_holes, join_outlines, placed
+from geoeco.mapping.outlines import block_outlines, fill_holes, join_outlines, placed, simplify_outlines
 from geoeco.mapping.regions import Connectivity, Parts, Regions, Small, join_parts, label_block
 from geoeco.sensors.mosaic_grids import geodesic_size
 from geoeco.variables import kind_of, nodata_for
@@ -48,12 +48,13 @@ def class_polygons(
     min_area_m2: float = 0.0,
     small: Small = "merge",
     fill_holes_m2: float = 0.0,
+    simplify_m: float = 0.0,
     block: int = 2048,
 ) -> gpd.GeoDataFrame:
     """Polygons of the regions of a class map.
 
-    The polygons follow the edges of the pixels and hold exactly the pixels of their region. They do not depend on
-    `block`.
+    The polygons follow the edges of the pixels and hold exactly the pixels of their region, unless they are simplified.
+    They do not depend on `block`.
 
     Parameters
     ----------
@@ -69,6 +70,10 @@ def class_polygons(
     small : {"merge", "drop"}
     fill_holes_m2 : float
         Holes below this area are filled; what lies in them keeps its own polygon.
+    simplify_m : float
+        Make the borders between polygons simpler, by about so many metres: a corner goes where the triangle with those
+        beside it is smaller than the square of it. Neighbours keep sharing their border, and what has no class keeps
+        its own to the pixel, so that the total area stays. One pixel is enough to do away with the stairs.
     block : int
         Pixels along the side of the blocks that the map is worked through in.
 
@@ -77,7 +82,9 @@ def class_polygons(
     geopandas.GeoDataFrame
         In the order of the regions' first pixels: ``region`` from 1; ``class``, the code; ``name``; ``area_m2`` and
         ``perimeter_m`` on the ground; ``class_fraction``, part of the region's pixels that have its class (less than
-        1 where smaller regions went up in it); ``score``, mean over these; ``geometry``.
+        1 where smaller regions went up in it); ``score``, mean over these; ``geometry``. Areas and perimeters are those
+        of the polygons as they are; where they were simplified, ``attrs["area_moved_m2"]`` says how much ground has
+        another polygon than before.
 
     Raises
     ------
@@ -108,7 +115,9 @@ def class_polygons(
         for corner, lookup in zip(corners, regions.lookup, strict=True)
     ]
     _, outlines = join_outlines([numbers for numbers, _ in pieces], [shapes for _, shapes in pieces])
-    return polygon_table(regions, outlines, geobox, class_names(classes), fill_holes_m2=fill_holes_m2)
+    return polygon_table(
+        regions, outlines, geobox, class_names(classes), fill_holes_m2=fill_holes_m2, simplify_m=simplify_m
+    )
 
 
 def class_nodata(classes: xr.DataArray) -> int:
@@ -194,6 +203,7 @@ def polygon_table(
     names: Mapping[int, str],
     *,
     fill_holes_m2: float = 0.0,
+    simplify_m: float = 0.0,
     classes: Sequence[int] | None = None,
 ) -> gpd.GeoDataFrame:
     """The table of `class_polygons` from regions and their outlines in columns and rows.
@@ -206,7 +216,7 @@ def polygon_table(
     geobox : odc.geo.geobox.GeoBox
     names : mapping of int to str
         Name of each class.
-    fill_holes_m2 : float
+    fill_holes_m2, simplify_m : float
     classes : sequence of int, optional
         Keep the regions of these classes only.
     """
@@ -215,8 +225,10 @@ def polygon_table(
     pixel_m2, side = ground_pixel(geobox)
     assert geobox.crs is not None, "ground_pixel has checked it"
     kept = np.arange(len(regions)) if classes is None else np.flatnonzero(np.isin(regions.code, classes))
-    shapes = fill_holes(outlines[kept], minimum_pixels(fill_holes_m2, pixel_m2))
-    return gpd.GeoDataFrame(
+    simpler = simplify_outlines(outlines, simplify_m / side)
+    moved = float(np.abs(shapely.area(simpler) - shapely.area(outlines)).sum()) / 2 * pixel_m2
+    shapes = fill_holes(simpler[kept], minimum_pixels(fill_holes_m2, pixel_m2))
+    table = gpd.GeoDataFrame(
         {
             "region": (kept + 1).astype(np.int32),
             "class": regions.code[kept].astype(np.int32),
@@ -229,3 +241,6 @@ def polygon_table(
         geometry=placed(shapes, geobox.affine),
         crs=geobox.crs.proj,
     )
+    if simplify_m > 0:
+        table.attrs["area_moved_m2"] = moved
+    return table

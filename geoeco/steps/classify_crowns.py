@@ -5,9 +5,11 @@ Settings and bookkeeping only; the answers are `geoeco.mapping.classify_crowns`'
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,14 +17,16 @@ from pydantic import Field
 
 from geoeco.engine import Output, PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult, Verb
 from geoeco.errors import InputError
-from geoeco.outputs import write_gpkg
+from geoeco.outputs import ClassTable, write_gpkg, write_table_item
 from geoeco.outputs.chip_sheets import mosaic_picture
 from geoeco.outputs.outline_charts import outline_chart
+from geoeco.sampling import open_uav_chips
 from geoeco.sensors.orthomosaic import describe_orthomosaic
-from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_url, is_step, planned_model
+from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_item, bundle_url, is_step, planned_model
 from geoeco.steps.crown_tables import crowns_of_chips
 from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import network_bytes
+from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 from geoeco.steps.uav_chips import UavChipsSettings
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
@@ -31,7 +35,23 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassifyCrownsSettings", "ClassifyCrownsVerb"]
 
-GPKG, PICTURE = "crowns.gpkg", "crowns.png"
+GPKG, ITEM, PICTURE, LAYER, MODEL = "crowns.gpkg", "crowns.json", "crowns.png", "crowns", "model.json"
+#: What the columns hold, for readers of the STAC item.
+COLUMNS = {
+    "crown_id": "number of the crown in the table that it was read from",
+    "class": "species with the highest probability",
+    "score": "that probability, 0 to 1",
+    "entropy": "entropy of the probabilities of all species, 0 (one is certain) to 1 (all are alike)",
+    "di": "dissimilarity to the crowns that the model learned from",
+    "aoa": "1 within the model's area of applicability, 0 beyond it",
+    "height_p95": "95th percentile of the heights within the crown, metres",
+    "area_m2": "area on the ellipsoid, square metres",
+    "edge": "whether the crown touches ground that was not seen",
+    "labelled": "species that the table gave; empty where it gave none",
+    "split": "set that the crown belonged to when the model learned: train, val, test or none",
+    "source": "file of the mosaic",
+    "date": "day on which it was seen",
+}
 #: Pixels of the longer side of the picture's imagery.
 _PICTURE_PIXELS = 1000
 
@@ -83,7 +103,7 @@ class ClassifyCrownsVerb(Verb):
         depends = list(chips.depends)
         if is_step(settings.bundle, context):
             depends += [task.id for task in context.step(settings.bundle).tasks]
-        payload = dict(chips.payload)
+        payload = {**chips.payload, "tags": provenance_tags(context, _inputs(settings, context), None)}
         if settings.crowns is not None:
             payload["crowns"] = context.table(settings.crowns)
         mosaic = _mosaic_path(settings, context)
@@ -115,26 +135,72 @@ class ClassifyCrownsVerb(Verb):
         )
         if not len(found):
             raise InputError("all crowns are lower than min_height_m", where=context.folder, code="no-locations")
-        tags = {"GEOECO_MODEL": bundle.name, "GEOECO_MODEL_FINGERPRINT": bundle.fingerprint()}
-        folder = context.scratch_path
-        written = write_gpkg(found, folder / GPKG, layer="crowns", description="species of crowns", tags=tags)
+        model = json.loads(bundle_item(bundle_url(settings.bundle, context)))
+        # a multihash: 1220 stands for SHA-256
+        weights = str(model["assets"]["model"]["file:checksum"]).removeprefix("1220")
+        days = sorted({str(day) for day in found["date"] if day})
+        tags = {
+            **task.payload["tags"],
+            **({"GEOECO_PERIOD": f"{days[0]}/{days[-1]}"} if days else {}),
+            "GEOECO_MODEL": bundle.name,
+            "GEOECO_MODEL_SHA256": weights,
+        }
+        species = ClassTable.of(dict(enumerate(bundle.classes)), bundle.colours or None, name="species")
+        title = f"{context.recipe.name}: {context.folder}"
+        # a mirror of the run folder, so that relative links hold there too
+        folder = context.scratch_path / context.folder
+        written = write_gpkg(
+            found,
+            folder / GPKG,
+            layer=LAYER,
+            description="species of crowns",
+            tags=tags,
+            classes=species,
+            class_column="class",
+        )
         outputs = [_put(context, written.path, "data")]
+        picture = None
         if "mosaic" in task.payload:
-            title = f"{context.recipe.name}: {context.folder}"
-            picture = _picture(task.payload["mosaic"], found, folder / PICTURE, title)
+            picture = _picture(task.payload["mosaic"], found, species, folder / PICTURE, title)
             outputs.append(_put(context, picture, "quicklook", title=f"Species of crowns, {context.folder}"))
+        first, last = (f"{days[0]}T00:00:00Z", f"{days[-1]}T23:59:59Z") if days else ALWAYS
+        held = {name for name, _ in written.columns}
+        write_table_item(
+            folder / ITEM,
+            written,
+            period=(dt.datetime.fromisoformat(first), dt.datetime.fromisoformat(last)),
+            descriptions={name: text for name, text in COLUMNS.items() if name in held},
+            title=title,
+            properties=item_properties(tags),
+            derived_from=local_sources([_model_item(settings, context)], context.scratch_path),
+            thumbnail=picture,
+        )
+        outputs.append(_put(context, folder / ITEM, "metadata", title="Crowns"))
         counts = {str(name): int(n) for name, n in found["class"].value_counts().sort_index().items()}
         return TaskResult(
-            digest=digest_of([written.sha256]),
+            digest=digest_of(str(output.sha256) for output in outputs),
             outputs=tuple(outputs),
             stats={"crowns": len(found), "classes": counts, **found.attrs},
         )
+
+    def finish(
+        self, settings: ClassifyCrownsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Output] | None:
+        """Write the catalogue of the crowns' STAC item, and the item of a model from elsewhere."""
+        outputs = list(write_catalog(context, records, "Crowns"))
+        if not is_step(settings.bundle, context):
+            # what a relative link can lead to wherever the run folder is taken
+            content = bundle_item(bundle_url(settings.bundle, context))
+            name = f"{context.folder}/{MODEL}"
+            context.store.write_bytes(name, content)
+            outputs.append(Output(name, len(content), hashlib.sha256(content).hexdigest(), kind="metadata"))
+        return outputs
 
     def open(self, settings: ClassifyCrownsSettings, context: RunContext) -> Any:
         """Read the crowns."""
         import geopandas as gpd
 
-        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")))
+        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")), layer=LAYER)
 
 
 def _check_model(settings: ClassifyCrownsSettings, model: PlannedModel, chips: UavChipSource) -> None:
@@ -156,25 +222,43 @@ def _check_model(settings: ClassifyCrownsSettings, model: PlannedModel, chips: U
         )
 
 
+def _inputs(settings: ClassifyCrownsSettings, context: PlanContext) -> list[str]:
+    """Fingerprints of the mosaics that the chips were cut of."""
+    if settings.store is not None:
+        return [str(one) for one in open_uav_chips(context.path(settings.store)).attrs["source_fingerprints"]]
+    return [describe_orthomosaic(path).fingerprint for path in _mosaics_of_chips(settings, context)]
+
+
+def _mosaics_of_chips(settings: ClassifyCrownsSettings, context: PlanContext) -> list[str]:
+    step = context.step(settings.chips, verb="uav_chips")
+    assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
+    names = step.settings.mosaic
+    return [context.table(name) for name in ((names,) if isinstance(names, str) else names)]
+
+
+def _model_item(settings: ClassifyCrownsSettings, context: TaskContext) -> str:
+    """Where in the run the item of the model is."""
+    return f"{settings.bundle}/bundle/mlm.json" if is_step(settings.bundle, context) else f"{context.folder}/{MODEL}"
+
+
 def _mosaic_path(settings: ClassifyCrownsSettings, context: PlanContext) -> str | None:
     """Path of the mosaic that the crowns lie on, where it is one."""
     if settings.mosaic is not None:
         return context.table(settings.mosaic)
     if settings.store is not None:
         return None
-    step = context.step(settings.chips, verb="uav_chips")
-    assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
-    names = step.settings.mosaic
-    names = (names,) if isinstance(names, str) else names
+    paths = _mosaics_of_chips(settings, context)
     # crowns of several mosaics lie on none of them alone
-    return context.table(names[0]) if len(names) == 1 else None
+    return paths[0] if len(paths) == 1 else None
 
 
-def _picture(path: str, crowns: gpd.GeoDataFrame, target: Path, title: str) -> Path:
+def _picture(path: str, crowns: gpd.GeoDataFrame, species: ClassTable, target: Path, title: str) -> Path:
     """Crowns over the mosaic."""
     mosaic = describe_orthomosaic(path)
     image, bounds = mosaic_picture(mosaic, size=_PICTURE_PIXELS)
-    return outline_chart(image, bounds, crowns.to_crs(mosaic.geobox.crs), target, column="class", title=title)
+    placed = crowns.to_crs(mosaic.geobox.crs)
+    colours = {entry.name: entry.hex for entry in species}
+    return outline_chart(image, bounds, placed, target, column="class", colours=colours, title=title)
 
 
 def _put(context: TaskContext, path: Path, kind: str, title: str = "") -> Output:

@@ -7,10 +7,11 @@ only; the regions are `geoeco.mapping.regions`' and the outlines `geoeco.mapping
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -43,21 +44,34 @@ from geoeco.mapping.map_polygons import (
 )
 from geoeco.mapping.outlines import block_outlines, join_outlines
 from geoeco.mapping.regions import Parts, Regions, join_parts, label_block
-from geoeco.outputs import ClassTable, write_gpkg
+from geoeco.outputs import ClassTable, write_gpkg, write_table_item
 from geoeco.outputs.outline_charts import outline_chart
 from geoeco.steps.layers import Layer, RasterVerb, digest_of
+from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
 __all__ = ["PolygonsSettings", "PolygonsVerb"]
 
-GPKG, PICTURE, LAYER = "habitats.gpkg", "habitats.png", "habitats"
+GPKG, ITEM, PICTURE, LAYER = "habitats.gpkg", "habitats.json", "habitats.png", "habitats"
+#: What the columns hold, for readers of the STAC item.
+COLUMNS = {
+    "region": "number of the polygon, from 1 in the order of first pixels along the rows of the map",
+    "class": "code of the class in the map",
+    "name": "name of the class",
+    "area_m2": "area on the ground, square metres",
+    "perimeter_m": "length of all borders on the ground, metres",
+    "class_fraction": "part of its pixels that have this class in the map; the rest are smaller regions in it",
+    "score": "mean of the map's confidence over the pixels of the class, 0 to 1",
+}
 #: Pixels of the longer side of the picture's map, and polygons that it shows, the largest ones.
 _PICTURE_PIXELS, _PICTURE_POLYGONS = 1000, 5000
 #: Bytes that a task holds: of a pixel of its block, at most, and of a pixel of the whole map in the tasks that join
 #: (five hundred bytes for a region, if a region has 250 pixels: a minimum mapping unit keeps a noisy map to that).
 _BLOCK_BYTES, _MAP_BYTES = 160, 2
+#: As `_MAP_BYTES`, where outlines are made simpler: all of them at once, with three hundred bytes for a corner.
+_SIMPLIFIED_BYTES = 100
 
 
 class PolygonsSettings(StepSettings):
@@ -80,6 +94,9 @@ class PolygonsSettings(StepSettings):
     )
     connectivity: Literal[4, 8] = Field(4, description="8: pixels that touch in a corner alone are one region")
     fill_holes_m2: float = Field(0.0, ge=0, description="holes below this area are filled, square metres")
+    simplify_m: float = Field(
+        0.0, ge=0, description="make the borders between polygons simpler, metres; 0 keeps them along the pixels"
+    )
 
 
 class PolygonsVerb(Verb):
@@ -92,6 +109,7 @@ class PolygonsVerb(Verb):
     def plan(self, settings: PolygonsSettings, context: PlanContext) -> tuple[Stage, ...]:
         """A task a block for the parts, one that joins them, one a block for the outlines, and one for the table."""
         source, layer = _source(settings, context)
+        assert isinstance(source.verb, RasterVerb), "no other step is a source"
         ground_pixel(_map_grid(context, layer))
         common = {
             "store": RasterVerb.store_name(source),
@@ -99,6 +117,12 @@ class PolygonsVerb(Verb):
             "score": settings.score,
             "profile": layer.profile,
             "layer": layer.name,
+        }
+        period = source.verb.period(source.settings, context)
+        origin = {
+            "tags": provenance_tags(context, source.verb.inputs(source.settings, context), period),
+            "period": list(period or ALWAYS),
+            "sources": ["items.json"] if context.items else [],
         }
         made = {task.key: task.id for task in source.tasks if task.stage == "blocks"}
         blocks = [block for block in context.blocks if block.id in made]
@@ -132,11 +156,12 @@ class PolygonsVerb(Verb):
             memory_bytes=_MAP_BYTES * total + 64 * 2**20,
         )
         outlines = tasks("outlines", {task.key: (task.id, join.id) for task in parts})
+        per_pixel = _SIMPLIFIED_BYTES if settings.simplify_m else _MAP_BYTES
         table = Task(
             f"{settings.step}/table/all",
-            payload=common,
+            payload={**common, **origin},
             depends=(join.id, *(task.id for task in outlines)),
-            memory_bytes=_MAP_BYTES * total + 64 * _PICTURE_PIXELS**2 + 192 * 2**20,
+            memory_bytes=per_pixel * total + 64 * _PICTURE_PIXELS**2 + 192 * 2**20,
         )
         return (
             Stage("parts", parts),
@@ -158,11 +183,17 @@ class PolygonsVerb(Verb):
         stages = {"parts": self._parts, "join": self._join, "outlines": self._outlines, "table": self._table}
         return stages[task.stage](settings, task, context)
 
+    def finish(
+        self, settings: PolygonsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Output] | None:
+        """Write the catalogue of the polygons' STAC item."""
+        return write_catalog(context, records, "Polygons")
+
     def open(self, settings: PolygonsSettings, context: RunContext) -> gpd.GeoDataFrame:
         """Read the polygons."""
         import geopandas as gpd
 
-        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")))
+        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")), layer=LAYER)
 
     def _parts(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
         _, parts = _labelled(task, context)
@@ -229,11 +260,16 @@ class PolygonsVerb(Verb):
             exact_grid(classes),
             names,
             fill_holes_m2=settings.fill_holes_m2,
+            simplify_m=settings.simplify_m,
             classes=_codes(settings, names),
         )
         profile = task.payload["profile"]
-        tags = context.store.read_json(profile)[task.payload["layer"]].get("tags", {}) if profile else {}
-        folder = context.scratch_path
+        known = context.store.read_json(profile)[task.payload["layer"]] if profile else {}
+        tags = {**task.payload["tags"], **known.get("tags", {})}
+        title = f"{context.recipe.name}: {context.folder}"
+        entries = _class_table(classes, table["class"].unique())
+        # a mirror of the run folder, so that relative links hold there too
+        folder = context.scratch_path / context.folder
         written = write_gpkg(
             table,
             folder / GPKG,
@@ -241,17 +277,35 @@ class PolygonsVerb(Verb):
             geometry_type="MultiPolygon",
             description=f"regions of one {settings.variable}",
             tags=tags,
+            classes=entries,
         )
         outputs = [_put(context, written.path.read_bytes(), GPKG, "data", "Polygons")]
-        if len(table):
-            picture = _picture(classes, table, folder / PICTURE, f"{context.recipe.name}: {context.folder}")
+        picture = _picture(classes, entries, table, folder / PICTURE, title) if len(table) else None
+        start, end = (dt.datetime.fromisoformat(moment) for moment in task.payload["period"])
+        box = exact_grid(classes).boundingbox
+        write_table_item(
+            folder / ITEM,
+            written,
+            period=(start, end),
+            bounds=(box.left, box.bottom, box.right, box.top),
+            descriptions=COLUMNS,
+            title=title,
+            properties=item_properties(tags),
+            derived_from=local_sources(
+                [*task.payload["sources"], *known.get("derived_from", [])], context.scratch_path
+            ),
+            thumbnail=picture,
+        )
+        outputs.append(_put(context, (folder / ITEM).read_bytes(), ITEM, "metadata", "Polygons"))
+        if picture is not None:
             outputs.append(_put(context, picture.read_bytes(), PICTURE, "quicklook", "Polygons of the map"))
         area = table.groupby("class")["area_m2"].sum()
         return TaskResult(
-            digest=written.sha256,
+            digest=digest_of(str(output.sha256) for output in outputs),
             outputs=tuple(outputs),
             stats={
                 "polygons": len(table),
+                **{key: round(float(value), 2) for key, value in table.attrs.items()},
                 "area_m2": {names.get(int(code), str(code)): round(float(value), 2) for code, value in area.items()},
             },
         )
@@ -364,15 +418,24 @@ def _put(context: TaskContext, content: bytes, name: str, kind: str, title: str 
     return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
 
 
-def _picture(classes: xr.DataArray, table: gpd.GeoDataFrame, target: Any, title: str) -> Any:
+def _class_table(classes: xr.DataArray, held: npt.NDArray[np.int32]) -> ClassTable:
+    """The map's own classes, and those of its codes that it does not name."""
+    own = ClassTable.from_attrs(classes)
+    entries = {entry.code: entry for entry in own or ()}
+    names = {code: entry.name for code, entry in entries.items()}
+    names |= {int(code): f"class {code}" for code in np.sort(held) if code not in entries}
+    colours = {code: entry.colour for code, entry in entries.items()}
+    name = own.name if own is not None else str(classes.attrs.get("long_name") or classes.name)
+    return ClassTable.of(names or {0: "class 0"}, colours, name=name)
+
+
+def _picture(classes: xr.DataArray, entries: ClassTable, table: gpd.GeoDataFrame, target: Any, title: str) -> Any:
     """Outlines over the map in its colours, made paler."""
     step = max(1, math.ceil(max(classes.shape) / _PICTURE_PIXELS))
     codes = classes.isel(y=slice(None, None, step), x=slice(None, None, step)).to_numpy()
-    entries = ClassTable.from_attrs(classes)
-    colours = {entry.code: entry for entry in entries or ()}
     image = np.full((*codes.shape, 3), 255, np.uint8)
-    for code, entry in colours.items():
-        image[codes == code] = [round(255 - 0.45 * (255 - part)) for part in entry.colour[:3]]
+    for entry in entries:
+        image[codes == entry.code] = [round(255 - 0.45 * (255 - part)) for part in entry.colour[:3]]
     shown = table.nlargest(_PICTURE_POLYGONS, "area_m2", keep="all") if len(table) > _PICTURE_POLYGONS else table
     if len(shown) < len(table):
         title = f"{title}: the {len(shown):,} largest of {len(table):,}"
@@ -383,6 +446,6 @@ def _picture(classes: xr.DataArray, table: gpd.GeoDataFrame, target: Any, title:
         shown,
         target,
         column="name",
-        colours={entry.name: entry.hex for entry in colours.values()},
+        colours={entry.name: entry.hex for entry in entries},
         title=title,
     )

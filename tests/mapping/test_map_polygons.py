@@ -147,6 +147,110 @@ def test_holes_are_kept_or_filled():
     assert class_polygons(class_map(codes), fill_holes_m2=9.0)["area_m2"][0] == 81 / 4
 
 
+def nested() -> np.ndarray:
+    """Rings in rings, that touch at a corner, with nodata in the middle and at a ragged edge."""
+    codes = np.full((24, 24), 1)
+    for ring, code in ((3, 2), (6, 1), (8, 2), (10, 255)):
+        codes[ring:-ring, ring:-ring] = code
+    codes[2, 2] = 2
+    codes[15, 4] = codes[12, 20] = 3
+    codes[0, :7] = codes[1, :3] = 255
+    return codes
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_rings_in_rings_are_valid_and_lie_on_their_pixels(connectivity):
+    codes = nested()
+    for simplify_m in (0.0, 0.6):
+        found = class_polygons(class_map(codes), connectivity=connectivity, simplify_m=simplify_m, block=7)
+        assert shapely.is_valid(found.geometry.array).all()
+        assert found["area_m2"].sum() == pytest.approx((codes != 255).sum() / 4)
+        # an outer ring with a region in it that has a hole itself
+        assert sum(len(part.interiors) for part in shapely.get_parts(found.geometry.array)) >= 5
+        assert {1, 2, 3} == set(found["class"])
+        if not simplify_m:
+            shapes = zip(found.geometry, found["class"], strict=True)
+            painted = rasterize(shapes, codes.shape, fill=255, transform=GRID)
+            np.testing.assert_array_equal(painted, codes)
+
+
+def blobs(size=60, seed=0) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(seed)
+    codes = np.argmax([gaussian_filter(rng.random((size, size)), 2.5) for _ in range(3)], axis=0) + 1
+    codes[gaussian_filter(rng.random((size, size)), 3.0) > 0.53] = 255
+    return codes
+
+
+def test_simpler_polygons_still_share_their_borders():
+    classes = class_map(blobs())
+    stepped = class_polygons(classes)
+    before = shapely.union_all(stepped.geometry.array)
+    assert (blobs() == 255).any(), "there is ground without a class"
+    for simplify_m in (0.4, 0.5, 2.0):
+        found = class_polygons(classes, simplify_m=simplify_m)
+        shapes = found.geometry.array
+        assert shapely.is_valid(shapes).all()
+        assert shapely.coverage_is_valid(np.asarray(shapes)), "no gaps, no overlaps, and the same points on both sides"
+        assert shapely.union_all(shapes).equals(before), "the border to where there is no class stays"
+        assert found["area_m2"].sum() == pytest.approx(stepped["area_m2"].sum(), rel=1e-12)
+        holes = [sum(len(p.interiors) for p in shapely.get_parts([one])) for one in shapes]
+        assert holes == [sum(len(p.interiors) for p in shapely.get_parts([one])) for one in stepped.geometry]
+        moved = (found["area_m2"] - stepped["area_m2"]).abs().sum() / 2
+        assert found.attrs["area_moved_m2"] == pytest.approx(moved)
+        assert moved > 0
+        for name in ("region", "class", "class_fraction"):
+            np.testing.assert_array_equal(found[name], stepped[name])
+    assert found["perimeter_m"].sum() < 0.85 * stepped["perimeter_m"].sum()
+
+
+def test_a_straight_border_on_the_slant_loses_its_stairs():
+    """Half a square, cut along its diagonal: the border is then the diagonal itself, less half a pixel at its ends."""
+    rows, columns = np.indices((40, 40))
+    codes = np.where(columns > rows, 1, 2)
+    stepped = class_polygons(class_map(codes))
+    found = class_polygons(class_map(codes), simplify_m=0.5)
+    points = [len(shapely.get_coordinates(one)) for one in (*found.geometry, *stepped.geometry)]
+    assert max(points[:2]) < 10 < 70 < min(points[2:])
+    border = found.geometry[0].intersection(found.geometry[1])
+    assert border.length == pytest.approx(20 * np.sqrt(2), rel=0.03)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    codes=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([1, 2, 3, 255])),
+    block=st.integers(3, 9),
+    connectivity=st.sampled_from([4, 8]),
+    scale=st.sampled_from([1, 3]),
+    simplify_m=st.sampled_from([0.4, 0.5, 4.0]),
+)
+def test_simpler_polygons_are_a_coverage_whatever_the_map_and_the_blocks(codes, block, connectivity, scale, simplify_m):
+    classes = class_map(np.kron(codes, np.ones((scale, scale), int)))
+    options = {"connectivity": connectivity, "simplify_m": simplify_m}
+    whole = class_polygons(classes, block=64, **options)
+    same(class_polygons(classes, block=block, **options), whole)
+    assert shapely.is_valid(whole.geometry.array).all()
+    assert shapely.coverage_is_valid(np.asarray(whole.geometry.array))
+    assert whole["area_m2"].sum() == pytest.approx((codes != 255).sum() * scale**2 / 4)
+
+
+def test_holes_are_filled_in_simpler_polygons_too():
+    codes = blobs()
+    codes[30:32, 30:32] = 255
+    kept = class_polygons(class_map(codes), simplify_m=0.5)
+    filled = class_polygons(class_map(codes), simplify_m=0.5, fill_holes_m2=1e9)
+    assert sum(len(p.interiors) for p in shapely.get_parts(kept.geometry.array)) > 0
+    assert sum(len(p.interiors) for p in shapely.get_parts(filled.geometry.array)) == 0
+    assert shapely.is_valid(filled.geometry.array).all()
+
+
+def test_a_region_as_wide_as_many_blocks_is_one_polygon_of_four_corners():
+    found = class_polygons(class_map(np.full((9, 40), 6)), block=4, simplify_m=1.0)
+    assert len(shapely.get_coordinates(found.geometry[0])) == 5
+    assert found["area_m2"].tolist() == [90.0]
+
+
 def test_where_the_crs_is_far_from_the_ground_areas_are_those_of_the_ground():
     """World Mercator at 52 degrees north: a pixel of a metre is about 0.62 m."""
     north = class_map(np.ones((10, 10)), Affine(1, 0, 500000, 0, -1, 6_760_000), crs=3395)
@@ -171,7 +275,7 @@ def test_polygons_lie_on_the_grid_that_the_map_states():
 
 
 def test_a_map_without_classes_has_no_polygons():
-    found = class_polygons(class_map(np.full((5, 5), 255)), min_area_m2=3)
+    found = class_polygons(class_map(np.full((5, 5), 255)), min_area_m2=3, simplify_m=1)
     assert len(found) == 0
     assert found.crs is not None
     assert "score" in found

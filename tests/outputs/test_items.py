@@ -11,14 +11,11 @@ import pystac
 import pytest
 import rasterio
 import shapely
-from jsonschema import Draft7Validator
 from pystac.extensions.classification import ClassificationExtension
 from pystac.extensions.projection import ProjectionExtension
 from pystac.extensions.raster import RasterExtension
 from pystac.extensions.table import TableExtension
-from pystac.validation.local_validator import get_local_schema_cache
 from rasterio.warp import transform_bounds
-from referencing import Registry, Resource
 
 from geoeco.errors import InputError, OutputError
 from geoeco.outputs import (
@@ -30,6 +27,7 @@ from geoeco.outputs import (
     write_item,
     write_table_item,
 )
+from tests.outputs.stac_schemas import schema_errors
 
 YEAR = (dt.datetime(2018, 1, 1, tzinfo=dt.UTC), dt.datetime(2018, 12, 31, tzinfo=dt.UTC))
 COVER = ClassTable.of({1: "beech wood", 2: "Gewässer"}, name="cover")
@@ -47,14 +45,6 @@ def outputs(raster, folder):
         ),
         "evi2": write_cog(raster(reflectance, name="evi2"), folder / "evi2.tif", scale=1e-4),
     }
-
-
-def schema_errors(document):
-    """Check against the STAC core schemas that pystac carries; no network."""
-    schemas = get_local_schema_cache()
-    registry = Registry().with_resources([(uri, Resource.from_contents(schema)) for uri, schema in schemas.items()])
-    item_schema = next(schema for uri, schema in schemas.items() if uri.endswith("/item.json"))
-    return [error.message for error in Draft7Validator(item_schema, registry=registry).iter_errors(document)]
 
 
 def test_the_item_is_valid_stac(raster, tmp_path):

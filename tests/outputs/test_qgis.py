@@ -1,4 +1,4 @@
-"""Maps opened and drawn by QGIS itself, where the system's Python has it."""
+"""Maps and polygons opened and drawn by QGIS itself, where the system's Python has it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shapely
 from PIL import Image
 
-from geoeco.outputs import ClassTable, write_cog
+from geoeco.mapping import class_polygons
+from geoeco.outputs import ClassTable, write_cog, write_gpkg
 
 pytestmark = pytest.mark.slow
 
@@ -60,6 +62,42 @@ os._exit(0)
 """
 
 
+# the same of the layer that a GeoPackage opens with, at a pixel a metre
+OPEN_VECTORS = """
+import json, os, sys
+from qgis.core import QgsApplication, QgsMapRendererSequentialJob, QgsMapSettings, QgsVectorLayer
+from qgis.PyQt.QtCore import QSize
+from qgis.PyQt.QtGui import QColor
+app = QgsApplication([], False)
+app.initQgis()
+known = []
+for path in sys.argv[1:]:
+    layer = QgsVectorLayer(path, "polygons", "ogr")
+    renderer, extent = layer.renderer(), layer.extent()
+    said = {"valid": layer.isValid(), "crs": layer.crs().authid(), "rows": layer.featureCount(),
+            "table": [[row["class"], row["name"], row.geometry().area()] for row in layer.getFeatures()],
+            "renderer": renderer.type()}
+    if renderer.type() == "categorizedSymbol":
+        said["column"] = renderer.classAttribute()
+        said["classes"] = [[c.value(), c.label(), c.symbol().color().name()] for c in renderer.categories()]
+    if said["rows"]:
+        settings = QgsMapSettings()
+        settings.setLayers([layer])
+        settings.setDestinationCrs(layer.crs())
+        settings.setExtent(extent)
+        settings.setOutputSize(QSize(round(extent.width()), round(extent.height())))
+        settings.setBackgroundColor(QColor(255, 255, 255))
+        job = QgsMapRendererSequentialJob(settings)
+        job.start()
+        job.waitForFinished()
+        said["drawn"] = not job.errors() and job.renderedImage().save(path + ".png")
+    known.append(said)
+print(json.dumps(known))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory) -> Callable[..., list[dict[str, Any]]]:
     """Return a function that opens files with QGIS and gives what it says of each."""
@@ -74,8 +112,8 @@ def opened(tmp_path_factory) -> Callable[..., list[dict[str, Any]]]:
     if not Path(PYTHON).exists() or run("import qgis.core").returncode:
         pytest.skip(f"{PYTHON} has no PyQGIS: that maps open right in QGIS itself is not checked")
 
-    def look(*paths: Path) -> list[dict[str, Any]]:
-        done = run(OPEN, *map(str, paths))
+    def look(*paths: Path, code: str = OPEN) -> list[dict[str, Any]]:
+        done = run(code, *map(str, paths))
         assert done.returncode == 0, done.stderr
         said: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
         return said
@@ -135,3 +173,28 @@ def test_qgis_labels_dates_as_calendar_days(raster, tmp_path, opened):
     (said,) = opened(path)
     assert said["nodata"] == -32768
     assert all(np.datetime64(label, "D").astype(int) == value for value, label in said["stops"])
+
+
+def test_qgis_shows_polygons_in_the_colours_of_the_map_and_under_its_names(raster, patches, tmp_path, opened):
+    codes = patches(220, 240)
+    classes = raster(codes, kind="class", name="cover").assign_attrs(COVER.to_attrs())
+    made = class_polygons(classes, min_area_m2=3000)
+    paths = [tmp_path / f"{name}.gpkg" for name in ("codes", "names", "none")]
+    for path, rows, column in zip(paths, (made, made, made.iloc[:0]), ("class", "name", "class"), strict=True):
+        write_gpkg(rows, path, layer="cover", geometry_type="MultiPolygon", classes=COVER, class_column=column)
+    by_code, by_name, empty = opened(*paths, code=OPEN_VECTORS)
+    for said, column in ((by_code, "class"), (by_name, "name")):
+        assert (said["valid"], said["crs"], said["rows"], said["drawn"]) == (True, "EPSG:32631", len(made), True)
+        assert [row[:2] for row in said["table"]] == made[["class", "name"]].to_numpy().tolist()
+        assert [row[2] for row in said["table"]] == pytest.approx(shapely.area(made.geometry.array).tolist())
+        assert (said["renderer"], said["column"]) == ("categorizedSymbol", column)
+        keys = [str(e.code) for e in COVER] if column == "class" else list(COVER.names)
+        assert said["classes"] == [[key, e.name, e.hex] for key, e in zip(keys, COVER, strict=True)]
+    assert (empty["valid"], empty["rows"], empty["crs"]) == (True, 0, "EPSG:32631")
+    picture = drawing(paths[0])
+    assert np.array_equal(picture, drawing(paths[1]))
+    for row in made.itertuples():
+        point = row.geometry.representative_point()
+        left, _, _, top = made.total_bounds
+        seen = picture[int(top - point.y), int(point.x - left)].tolist()
+        assert seen == rgb(COLOURS[row[2]]), row

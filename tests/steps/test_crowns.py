@@ -9,8 +9,10 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pystac
 import pytest
 import shapely
+from pystac.extensions.table import TableExtension
 
 torch = pytest.importorskip("torch", reason="needs the extra ml")
 
@@ -20,6 +22,8 @@ from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.crown_alignment import CrownAlignmentSettings  # noqa: E402
 from geoeco.steps.train_crowns import ExposureSettings, TrainCrownsSettings  # noqa: E402
 from geoeco.training import CrownPrediction, OutlierMixing, align_crowns, train_crowns  # noqa: E402
+from tests.outputs.stac_schemas import schema_errors  # noqa: E402
+from tests.outputs.test_vector_styles import categories, style_of  # noqa: E402
 from tests.steps.crown_world import draw_world  # noqa: E402
 
 HEAD = """
@@ -91,13 +95,29 @@ def test_a_run_leaves_bundles_scores_pictures_and_a_map_of_crowns_in_the_manifes
         *("crown_alignment/bundle/mlm.json", "crown_alignment/pairs.csv", "crown_alignment/scores.png"),
         *("train_crowns/bundle/model.safetensors", "train_crowns/bundle/applicability.safetensors"),
         *("train_crowns/evaluation.json", "train_crowns/confusion.png", "train_crowns/learning_curve.png"),
-        *("classify_crowns/crowns.gpkg", "classify_crowns/crowns.png"),
+        *("classify_crowns/crowns.gpkg", "classify_crowns/crowns.json", "classify_crowns/crowns.png"),
     ):
         assert f"{name}" in manifest, name
     assert run.open("crown_alignment").task == "embedding"
     bundle = run.open("train_crowns")
     assert bundle.classes == ("birch", "larch", "oak")
     assert bundle.notes["encoder"]["training_hash"] == run.open("crown_alignment").training_hash
+
+
+def test_the_crowns_have_a_stac_item_and_the_colours_of_their_species(run, crowns):
+    folder = Path(run.store.url("classify_crowns"))
+    (item,) = pystac.Catalog.from_file(str(folder / "catalog.json")).get_items()
+    document = json.loads((folder / "crowns.json").read_text())
+    assert schema_errors(document) == []
+    held = TableExtension.ext(item)
+    assert [column.name for column in held.columns] == ["fid", "geom", *crowns.columns.drop("geometry")]
+    assert all(column.description for column in held.columns[2:])
+    assert held.row_count == len(crowns)
+    assert item.properties["start_datetime"][:10] == item.properties["end_datetime"][:10] == "2026-07-01"
+    (model,) = [link["href"] for link in document["links"] if link["rel"] == "derived_from"]
+    bundle = json.loads((folder / model).read_text())
+    assert bundle["assets"]["model"]["file:checksum"] == f"1220{item.properties['geoeco:model_sha256']}"
+    assert list(categories(style_of(folder / "crowns.gpkg"))) == ["birch", "larch", "oak"]
 
 
 def test_each_crown_is_on_the_map_once_with_its_doubt_its_height_and_its_ground(run, crowns, folder):
@@ -138,6 +158,11 @@ def test_a_store_and_a_bundle_serve_outside_their_run_and_low_crowns_are_left_ou
     )
     found = recipe(folder, text=text).run(tmp_path / "run")
     assert found.open("classify_crowns")["crown_id"].tolist() == list(range(21, 37))
+    links = json.loads((tmp_path / "run/classify_crowns/crowns.json").read_text())["links"]
+    (model,) = [link["href"] for link in links if link["rel"] == "derived_from"]
+    assert (tmp_path / "run/classify_crowns" / model).read_bytes() == run.store.read_bytes(
+        "train_crowns/bundle/mlm.json"
+    )
     assert json.loads((tmp_path / "run/ledger/classify_crowns/crowns/all.json").read_text())["stats"]["too_low"] == 20
     with pytest.raises(GeoecoError, match="does not hold the outlines"):
         recipe(folder, "steps.0.crowns=null", text=text).plan()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import pyogrio
+import pystac
 import pytest
 import rasterio
 import shapely
 import xarray as xr
 from PIL import Image
+from pystac.extensions.table import TableExtension
 from rasterio.features import rasterize
 
 from geoeco.cubes import open_rasters
@@ -20,6 +24,8 @@ from geoeco.errors import InputError
 from geoeco.mapping import class_polygons
 from geoeco.steps import polygons
 from tests.mapping.mosaics import CODES, NAMES
+from tests.outputs.stac_schemas import schema_errors
+from tests.outputs.test_vector_styles import categories, style_of
 from tests.steps.mosaic_runs import recipe, write_bundle, write_mosaic
 
 POLYGONS = "  - {verb: polygons, min_area_m2: 0.05, connectivity: 8}"
@@ -66,7 +72,7 @@ def test_the_polygons_of_a_recipe_are_those_of_the_function(run: Path):
 
 
 def test_the_polygons_lie_on_their_pixels(run: Path, place: Path):
-    made = gpd.read_file(run / "polygons" / "habitats.gpkg")
+    made = gpd.read_file(run / "polygons" / "habitats.gpkg", layer="habitats")
     codes = map_of(run)["class"].to_numpy()
     with rasterio.open(place / "mosaic.tif") as mosaic:
         painted = rasterize(
@@ -87,7 +93,7 @@ def test_the_polygons_lie_on_their_pixels(run: Path, place: Path):
 def test_the_size_of_blocks_changes_no_byte(place: Path, run: Path, tmp_path: Path):
     other = recipe(place, "window: 48", grid="like: mosaic, block: 100", more=POLYGONS)
     assert other.run(tmp_path / "other").exit_code == 0
-    for name in ("habitats.gpkg", "habitats.png"):
+    for name in ("habitats.gpkg", "habitats.png", "habitats.json", "catalog.json"):
         assert (tmp_path / "other" / "polygons" / name).read_bytes() == (run / "polygons" / name).read_bytes(), name
 
 
@@ -108,6 +114,59 @@ def test_the_report_has_the_polygons_and_their_picture(run: Path):
     with Image.open(run / "polygons" / "habitats.png") as picture:
         assert min(picture.size) > 300
         assert len(picture.getcolors(1 << 20)) > 20
+
+
+def test_the_polygons_have_a_stac_item_that_says_what_they_are_and_what_they_were_made_of(run: Path, place: Path):
+    folder = run / "polygons"
+    (item,) = pystac.Catalog.from_file(str(folder / "catalog.json")).get_items()
+    document = json.loads((folder / "habitats.json").read_text())
+    assert schema_errors(document) == []
+    held = TableExtension.ext(item)
+    made = gpd.read_file(folder / "habitats.gpkg", layer="habitats")
+    assert [column.name for column in held.columns] == ["fid", "geom", *made.columns.drop("geometry")]
+    assert all(column.description for column in held.columns[2:])
+    assert (held.row_count, held.primary_geometry) == (len(made), "geom")
+    asset = item.assets["habitats"]
+    digest = hashlib.sha256((folder / asset.href).read_bytes()).hexdigest()
+    assert asset.extra_fields["file:checksum"] == f"1220{digest}"
+    with rasterio.open(place / "mosaic.tif") as mosaic:
+        assert item.properties["proj:bbox"] == pytest.approx(list(mosaic.bounds), abs=1e-6)
+    sources = [link["href"] for link in document["links"] if link["rel"] == "derived_from"]
+    assert sources
+    assert all((folder / href).exists() for href in sources)
+    tags = pyogrio.read_info(folder / "habitats.gpkg", layer="habitats")["layer_metadata"]
+    assert item.properties["geoeco:recipe_sha256"] == tags["GEOECO_RECIPE_SHA256"]
+    assert item.properties["geoeco:model_sha256"] == tags["GEOECO_MODEL_SHA256"]
+
+
+def test_qgis_finds_the_colours_of_the_map_in_the_geopackage(run: Path):
+    attrs = map_of(run)["class"].attrs
+    style = style_of(run / "polygons" / "habitats.gpkg")
+    fills = {
+        value: "#" + "".join(f"{int(part):02x}" for part in fill.split(",")[:3])
+        for value, (_, fill) in categories(style).items()
+    }
+    assert fills == {
+        str(code): colour for code, colour in zip(attrs["flag_values"], attrs["flag_colors"].split(), strict=True)
+    }
+    labels = {value: label for value, (label, _) in categories(style).items()}
+    assert labels == {str(code): name for code, name in zip(CODES, NAMES, strict=True)}
+
+
+def test_simpler_outlines_keep_the_ground_and_say_how_much_of_it_changed_hands(place: Path, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    more = POLYGONS.replace("}", ", simplify_m: 0.2}")
+    done = recipe(place, "window: 48", more=more).run(tmp_path / "run", rebuild=True)
+    assert done.exit_code == 0
+    made, stepped = done.open("polygons"), gpd.read_file(run / "polygons" / "habitats.gpkg", layer="habitats")
+    assert made["area_m2"].sum() == pytest.approx(stepped["area_m2"].sum(), rel=1e-9)
+    assert made["perimeter_m"].sum() < 0.95 * stepped["perimeter_m"].sum()
+    facts = json.loads((tmp_path / "run" / "ledger" / "polygons" / "table" / "all.json").read_text())["stats"]
+    moved = (made["area_m2"] - stepped["area_m2"]).abs().sum() / 2
+    assert facts["area_moved_m2"] == pytest.approx(moved, abs=0.01)
+    held = map_of(run)
+    expected = class_polygons(held["class"], held["confidence"], min_area_m2=0.05, connectivity=8, simplify_m=0.2)
+    np.testing.assert_array_equal(made["area_m2"], expected["area_m2"])
 
 
 def test_some_classes_alone_and_without_a_score(place: Path, run: Path, tmp_path: Path):
@@ -163,7 +222,7 @@ def test_a_block_that_fails_leaves_a_hole_until_it_is_done(
     held = map_of(run)["class"]
     there = (held != 255).to_numpy()
     there[64:128, 64:128] = False
-    made = gpd.read_file(tmp_path / "run" / "polygons" / "habitats.gpkg")
+    made = gpd.read_file(tmp_path / "run" / "polygons" / "habitats.gpkg", layer="habitats")
     assert there.sum() * 0.0095 < made["area_m2"].sum() <= there.sum() * 0.01 + 1e-9
     again = recipe(place, "window: 48", more=POLYGONS).run(tmp_path / "run")
     assert again.exit_code == 0
