@@ -41,6 +41,8 @@ __all__ = ["CogSettings", "CogVerb", "file_memory"]
 WINDOW = 1024
 #: Of the processes of a run, bytes (`geoeco.gdal.gdal_settings`).
 _GDAL_CACHE = 64 * 2**20
+#: Bytes of a number in a file, at most.
+_LARGEST = 4
 
 
 class CogSettings(StepSettings):
@@ -84,7 +86,8 @@ class CogVerb(Verb):
         tasks = []
         for layer in _layers(settings, source, context):
             bands = len(layer.variables) * layer.bands
-            stored = 4 * math.ceil(rows / layer.stride) * math.ceil(cols / layer.stride) * bands
+            pixels = math.ceil(rows / layer.stride) * math.ceil(cols / layer.stride)
+            stored = (layer.itemsize or _LARGEST) * pixels * bands
             tasks.append(
                 Task(
                     f"{settings.step}/files/{layer.name}",
@@ -101,7 +104,7 @@ class CogVerb(Verb):
                         "sources": sources,
                     },
                     depends=depends,
-                    memory_bytes=file_memory(stored, bands),
+                    memory_bytes=file_memory(pixels, bands, layer.itemsize),
                     bytes_in=stored,
                     bytes_out=stored // 2,
                 )
@@ -198,23 +201,27 @@ def _layers(settings: CogSettings, source: PlannedStep, context: PlanContext) ->
     return tuple(available[name] for name in settings.layers)
 
 
-def file_memory(stored: int, bands: int) -> int:
+def file_memory(pixels: int, bands: int, itemsize: int | None = None) -> int:
     """Upper bound of what writing a file holds, bytes.
 
     Parameters
     ----------
-    stored : int
-        Bytes of its pixels, if each has four. Those of a file of more than `geoeco.outputs.cog.MEMORY_BYTES_LAZY`
-        pass through the disk.
+    pixels : int
+        Of a band.
     bands : int
+    itemsize : int, optional
+        Bytes of a number in the file; up to four when not given.
 
     Notes
     -----
-    Pixels and overviews where they pass through memory, GDAL's cache of as much, the windows that are read and encoded,
-    and what the libraries and the drawing of a quicklook take.
+    Pixels and overviews, unless they are so many that they pass through the disk; GDAL's cache of as much; the windows
+    that are read and encoded; and what the libraries and the drawing of a quicklook take.
     """
-    levels = min(stored, MEMORY_BYTES_LAZY) * 4 // 3
-    return levels + min(levels, _GDAL_CACHE) + 24 * bands * _window(bands) ** 2 + 256 * 2**20
+    stored = pixels * bands * (itemsize or _LARGEST)
+    # of numbers that may be smaller, a file that is kept in memory may have more
+    kept = min(stored, MEMORY_BYTES_LAZY) if itemsize is None or stored <= MEMORY_BYTES_LAZY else 0
+    cached = min(stored * 4 // 3, _GDAL_CACHE)
+    return kept * 4 // 3 + cached + 24 * bands * _window(bands) ** 2 + 352 * 2**20
 
 
 def _window(bands: int) -> int:

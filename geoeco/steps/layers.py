@@ -37,6 +37,8 @@ class Layer:
         Names of the bands of a leading dimension; numbered by its labels when not given.
     stride : int
         Pixels of the run's grid along a side of one of its pixels.
+    itemsize : int, optional
+        Bytes of a number in its file, where the layer's kind alone says them.
     profile : str
         File of the run in which stands, by name of the layer, what is known only when the step has run: ``storage``
         (``dtype``, ``scale``, ``offset`` of `geoeco.outputs.write_cog`), ``tags``, and ``derived_from``, files of the
@@ -50,6 +52,7 @@ class Layer:
     bands: int = 1
     band_names: tuple[str, ...] = ()
     stride: int = 1
+    itemsize: int | None = None
     profile: str = ""
 
 

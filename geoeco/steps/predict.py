@@ -241,9 +241,9 @@ class PredictVerb(RasterVerb):
         model = _models(settings, context)[0]
         found = []
         for name in settings.outputs:
-            more: dict[str, Any] = {}
+            more: dict[str, Any] = {"itemsize": 1 if name in ("class", "aoa", "valid") else 4}
             if name == "probability":
-                more = {
+                more |= {
                     "select": {"label": list(model.codes)},
                     "bands": len(model.codes),
                     "band_names": tuple(model.classes),
