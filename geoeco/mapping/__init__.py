@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from geoeco.mapping.clusters import Clusters, cluster
-    from geoeco.mapping.coarse_maps import coarse_grid, coarse_map
+    from geoeco.mapping.coarse_maps import CoarseMapper, coarse_grid, coarse_map, coarse_variables
     from geoeco.mapping.composites import Period, season_composites
     from geoeco.mapping.crown_maps import classify_crowns
     from geoeco.mapping.devices import device_of, precision_of
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Clusters",
+    "CoarseMapper",
     "Embedder",
     "Lattice",
     "Member",
@@ -57,6 +58,7 @@ __all__ = [
     "cluster",
     "coarse_grid",
     "coarse_map",
+    "coarse_variables",
     "crown_heights",
     "crowns_from_instances",
     "device_of",
@@ -79,6 +81,7 @@ __all__ = [
 
 _MODULES = {
     "Clusters": "clusters",
+    "CoarseMapper": "coarse_maps",
     "Embedder": "windows",
     "Lattice": "lattice",
     "Member": "networks",
@@ -96,6 +99,7 @@ _MODULES = {
     "cluster": "clusters",
     "coarse_grid": "coarse_maps",
     "coarse_map": "coarse_maps",
+    "coarse_variables": "coarse_maps",
     "crown_heights": "objects",
     "crowns_from_instances": "objects",
     "device_of": "devices",

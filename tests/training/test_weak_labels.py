@@ -14,7 +14,8 @@ from odc.geo.xr import xr_coords  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 from geoeco.errors import GridError, InputError  # noqa: E402
-from geoeco.mapping import coarse_grid, coarse_map  # noqa: E402
+from geoeco.mapping import CoarseMapper, coarse_grid, coarse_map  # noqa: E402
+from geoeco.mapping.sources import pixels_of  # noqa: E402
 from geoeco.models import build  # noqa: E402
 from geoeco.training import ModelBundle, Normalisation, Templates, learn_patches, patch_features  # noqa: E402
 from geoeco.training.weak_labels import _linear_layer, patch_grid  # noqa: E402
@@ -174,9 +175,22 @@ def test_a_coarse_map_lies_on_the_corner_of_its_image_with_cells_of_a_patch(lear
     # the patches that are there as a whole
     assert found["margin"].values[0, 1] > 0
     assert found["margin"].values[1, 1] < found["margin"].values[0, 1]
-    pieces = coarse_map(source, learned, side=PATCH)
-    assert np.array_equal(pieces["class"], found["class"])
-    assert np.allclose(pieces["prob"], found["prob"], equal_nan=True, atol=1e-5)
+    single = coarse_map(source, learned, side=1)
+    assert np.array_equal(single["class"], found["class"])
+    assert np.allclose(single["prob"], found["prob"], equal_nan=True, atol=1e-5)
+
+
+def test_a_part_of_a_coarse_map_is_bit_by_bit_that_part_of_the_whole(learned):
+    image = np.concatenate([scene(MIXED, seed) for seed in range(3)], axis=1)
+    valid = np.random.default_rng(0).random(image.shape[1:]) < 0.6
+    pixels = pixels_of(mosaic(image, valid))
+    mapper = CoarseMapper.of(pixels, learned, side=2)
+    whole = mapper.cells((0, 6), (0, 3))
+    assert (whole["class"] != 255).any()
+    for rows, columns in (((0, 1), (0, 3)), ((1, 4), (2, 3)), ((5, 6), (1, 2))):
+        part = mapper.cells(rows, columns)
+        for name, values in whole.items():
+            assert part[name].tobytes() == np.ascontiguousarray(values[slice(*rows), slice(*columns)]).tobytes()
 
 
 def test_features_of_patches_that_are_hardly_valid_are_not_looked_at(encoder):
@@ -212,7 +226,7 @@ def test_what_cannot_be_learned_is_refused(encoder, learned):
     source = mosaic(scene(BARE), everywhere)
     with pytest.raises(InputError, match="bands"):
         coarse_map(source.assign_coords(band=["nir", "green", "blue"]), learned)
-    with pytest.raises(InputError, match=r"pixels of 0\.1 m"):
+    with pytest.raises(InputError, match=r"0\.1 m"):
         coarse_map(source.assign_attrs(gsd_m=0.2), learned)
     with pytest.raises(GridError, match="no even grid"):
         coarse_map(source.drop_vars(["x", "y", "spatial_ref"]), learned)
