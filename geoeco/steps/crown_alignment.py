@@ -23,9 +23,14 @@ from geoeco.outputs.learning_curves import learning_curve
 from geoeco.sampling import closeup_path, pair_closeups
 from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_digest, bundle_url, is_step, planned_model
 from geoeco.steps.crown_tables import crowns_of_chips
-from geoeco.steps.layers import digest_of
 from geoeco.steps.train_crowns import encoder_facts, expected_backbone
-from geoeco.steps.training_files import GRADIENT_BYTES, TRAINING_LIBRARIES_BYTES, TrainingFiles, read_columns
+from geoeco.steps.training_files import (
+    GRADIENT_BYTES,
+    TRAINING_LIBRARIES_BYTES,
+    TrainingFiles,
+    fitting_options,
+    read_columns,
+)
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 from geoeco.vectors import read_table
 
@@ -162,14 +167,7 @@ class CrownAlignmentVerb(ModelVerb):
             flips=settings.flips,
             jitter=settings.jitter,
             compare={label: ModelBundle.load(bundle_url(name, context)) for label, name in settings.compare.items()},
-            seed=context.seed,
-            checkpoint_every=settings.checkpoint_every,
-            device=settings.device,
-            precision=settings.precision,
-            workers=settings.workers,
-            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
-            name=context.folder,
-            saved=root.put_checkpoint,
+            **fitting_options(settings, context, root),
         )
         curve = read_columns(root.path / "logs" / "metrics.csv")
         title = f"{context.recipe.name}: {context.folder}, {bundle.description}"

@@ -27,13 +27,13 @@ from geoeco.errors import InputError
 from geoeco.outputs.learning_curves import learning_curve
 from geoeco.steps.bundles import ModelVerb, PlannedModel
 from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
-from geoeco.steps.layers import digest_of
 from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
     BUNDLE_FILES,
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
+    fitting_options,
     needs_ml,
     outside_file,
     read_columns,
@@ -235,16 +235,8 @@ class PretrainVerb(ModelVerb):
             initial_weights=_initial(settings.initial_weights, context),
             bare_weight=settings.bare_weight,
             favoured=_favoured(task.payload.get("favoured")),
-            seed=context.seed,
-            checkpoint_every=settings.checkpoint_every,
-            device=settings.device,
-            precision=settings.precision,
             compile_networks=settings.compile_networks,
-            workers=settings.workers,
-            # the digests of the chips' pixels
-            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
-            name=context.folder,
-            saved=root.put_checkpoint,
+            **fitting_options(settings, context, root),
         )
         curve = root.path / "logs" / "metrics.csv"
         stats: dict[str, Any] = {"locations": bundle.notes["locations"], "method": settings.method}

@@ -27,7 +27,6 @@ from geoeco.steps.bundles import (
 )
 from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.chips import SplitSettings
-from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.pretrain import PretrainSettings
 from geoeco.steps.radiometry import known_bands
@@ -36,6 +35,7 @@ from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
+    fitting_options,
     needs_ml,
     read_columns,
 )
@@ -244,15 +244,7 @@ class TrainVerb(ModelVerb):
             threshold=settings.threshold,
             flips=settings.flips,
             target_units=settings.target_units,
-            seed=context.seed,
-            checkpoint_every=settings.checkpoint_every,
-            device=settings.device,
-            precision=settings.precision,
-            workers=settings.workers,
-            # the digests of the chips' pixels and of the encoder
-            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
-            name=context.folder,
-            saved=root.put_checkpoint,
+            **fitting_options(settings, context, root),
         )
         steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
         title = f"{context.recipe.name}: {context.folder}, {bundle.description}"

@@ -25,12 +25,12 @@ from geoeco.steps.bundles import (
     is_step,
     planned_model,
 )
-from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
+    fitting_options,
     outside_file,
     read_columns,
     sha256_of,
@@ -235,15 +235,7 @@ class TrainCrownsVerb(ModelVerb):
             outliers=outliers,
             flips=settings.flips,
             jitter=settings.jitter,
-            seed=context.seed,
-            checkpoint_every=settings.checkpoint_every,
-            device=settings.device,
-            precision=settings.precision,
-            workers=settings.workers,
-            # the digests of the chips' pixels, of the encoder and of the outliers
-            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
-            name=context.folder,
-            saved=root.put_checkpoint,
+            **fitting_options(settings, context, root),
         )
         title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
         steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))

@@ -19,12 +19,12 @@ from geoeco.outputs.confusion_charts import confusion_chart
 from geoeco.outputs.learning_curves import validated_curve
 from geoeco.sampling import open_uav_chips
 from geoeco.steps.bundles import ModelVerb, PlannedModel
-from geoeco.steps.layers import digest_of
 from geoeco.steps.training_files import (
     BUNDLE_FILES,
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
+    fitting_options,
     outside_file,
     read_columns,
     sha256_of,
@@ -229,15 +229,7 @@ class TrainSegmentationVerb(ModelVerb):
             colour=settings.colour,
             boundary_tolerance_m=settings.boundary_tolerance_m,
             applicability_points=settings.applicability_points,
-            seed=context.seed,
-            checkpoint_every=settings.checkpoint_every,
-            device=settings.device,
-            precision=settings.precision,
-            workers=settings.workers,
-            # the digests of the chips' pixels
-            key=digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
-            name=context.folder,
-            saved=root.put_checkpoint,
+            **fitting_options(settings, context, root),
         )
         title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
         steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))

@@ -7,16 +7,23 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from geoeco.cubes.shards import Objects
 from geoeco.engine import Output, TaskContext
 from geoeco.errors import InputError
+from geoeco.steps.layers import digest_of
+
+if TYPE_CHECKING:
+    from geoeco.training import FittingOptions
 
 __all__ = [
     "BUNDLE_FILES",
     "GRADIENT_BYTES",
     "TRAINING_LIBRARIES_BYTES",
+    "FittingSettings",
     "TrainingFiles",
+    "fitting_options",
     "needs_ml",
     "outside_file",
     "read_columns",
@@ -71,6 +78,43 @@ class TrainingFiles:
         further = [("applicability.safetensors", "data")] if applicability else []
         *files, item = BUNDLE_FILES
         return [self.put(f"bundle/{name}", kind) for name, kind in (*files, *further, item)]
+
+
+class FittingSettings(Protocol):
+    """What the settings of every verb that trains have."""
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints."""
+
+    @property
+    def device(self) -> Literal["auto", "cpu", "cuda"]:
+        """Where it runs."""
+
+    @property
+    def precision(self) -> Literal["auto", "32", "bf16"]:
+        """Of the numbers."""
+
+    @property
+    def workers(self) -> int | None:
+        """Reading processes."""
+
+
+def fitting_options(settings: FittingSettings, context: TaskContext, root: TrainingFiles) -> FittingOptions:
+    """How a step's training runs, as keywords of the function that trains.
+
+    Its key are the digests of all that comes before: of chips their pixels', of encoders their weights'.
+    """
+    return {
+        "seed": context.seed,
+        "checkpoint_every": settings.checkpoint_every,
+        "device": settings.device,
+        "precision": settings.precision,
+        "workers": settings.workers,
+        "key": digest_of(sorted(str(record["digest"]) for record in context.upstream.values())),
+        "name": context.folder,
+        "saved": root.put_checkpoint,
+    }
 
 
 @contextmanager

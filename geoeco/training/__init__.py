@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         expect_segmenter,
         has_gpu,
     )
+    from geoeco.training.fitting import Fitting, FittingOptions
     from geoeco.training.folds import Fold, block_folds, random_folds
     from geoeco.training.outlier_exposure import OutlierMixing, tnr_at_tpr
     from geoeco.training.photo_points import PhotoPoints, soft_label_loss
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from geoeco.training.pretraining import pretrain
     from geoeco.training.probes import FoldResult, ProbeResult, knn_probe, linear_probe
     from geoeco.training.samplers import LocationBatches, location_weights
+    from geoeco.training.scene_images import ChipScenes, FileScenes, Scenes, start_encoder
     from geoeco.training.scoring import scores
     from geoeco.training.season_contrast import SeasonContrast
     from geoeco.training.segmentation import HabitatSegmentation
@@ -56,6 +58,7 @@ __all__ = [
     "SEGMENTER_DEFAULTS",
     "ChipDataModule",
     "ChipDataset",
+    "ChipScenes",
     "ChipStatistics",
     "ConfusionMatrix",
     "CrownAlignment",
@@ -64,6 +67,9 @@ __all__ = [
     "CrownPrediction",
     "ExpectedEncoder",
     "ExpectedSegmenter",
+    "FileScenes",
+    "Fitting",
+    "FittingOptions",
     "Fold",
     "FoldResult",
     "FourViews",
@@ -78,6 +84,7 @@ __all__ = [
     "PhotoPoints",
     "ProbeResult",
     "ProbeTask",
+    "Scenes",
     "SeasonContrast",
     "SeasonPrediction",
     "SeasonViews",
@@ -114,6 +121,7 @@ __all__ = [
     "seco_eco_normalisation",
     "segmenter_arguments",
     "soft_label_loss",
+    "start_encoder",
     "tnr_at_tpr",
     "train",
     "train_crowns",
@@ -133,6 +141,8 @@ _HOME = {
     "CrownPrediction": "geoeco.training.crown_learning",
     "ExpectedEncoder": "geoeco.training.expectations",
     "ExpectedSegmenter": "geoeco.training.expectations",
+    "Fitting": "geoeco.training.fitting",
+    "FittingOptions": "geoeco.training.fitting",
     "Fold": "geoeco.training.folds",
     "FoldResult": "geoeco.training.probes",
     "FourViews": "geoeco.training.views",
@@ -190,6 +200,10 @@ _HOME = {
     "train_segmentation": "geoeco.training.segmentation_training",
     "trained_encoder": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",
+    "ChipScenes": "geoeco.training.scene_images",
+    "FileScenes": "geoeco.training.scene_images",
+    "Scenes": "geoeco.training.scene_images",
+    "start_encoder": "geoeco.training.scene_images",
 }
 
 

@@ -10,39 +10,38 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError
 from geoeco.models import build, create_backbone
-from geoeco.models.encoder_weights import EncoderWeights, load_encoder
+from geoeco.models.encoder_weights import load_encoder
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.checkpoints import LearningCurve
 from geoeco.training.closeup_pairs import CrownPairs, check_photos, photo_statistics, photos_of_crowns, read_photos
 from geoeco.training.contrast_losses import TEMPERATURE, InfoNCE
-from geoeco.training.crown_chips import CrownDataset, crown_table, pixel_statistics
+from geoeco.training.crown_chips import CrownDataset, crown_table
 from geoeco.training.crown_embeddings import embed_crowns
 from geoeco.training.crown_learning import PROJECTION, enlarged, relit
 from geoeco.training.crown_scores import rarity_scores
-from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.evaluation import TABLE, json_bytes, rows_of
 from geoeco.training.expectations import expect_encoder
-from geoeco.training.fitting import fit, reading_processes, uses_gpu
+from geoeco.training.fitting import Fitting, FittingOptions, check_course
 from geoeco.training.folds import Fold
 from geoeco.training.prediction import mirrored
 from geoeco.training.probes import FoldResult, ProbeResult, knn_probe
 from geoeco.training.samplers import LocationBatches
 from geoeco.training.season_contrast import Schedule, schedule_factor, step_seed
+from geoeco.training.starting_encoders import scale_for
 
 __all__ = ["CrownAlignment", "align_crowns", "gallery_scores"]
 
@@ -244,15 +243,7 @@ def align_crowns(
     flips: bool = True,
     jitter: float = 0.1,
     compare: Mapping[str, ModelBundle] | None = None,
-    seed: int = 0,
-    checkpoint_every: int = 500,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "32", "bf16"] = "auto",
-    workers: int | None = None,
-    key: str = "",
-    name: str = "",
-    saved: Callable[[Path], None] | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[FittingOptions],
 ) -> ModelBundle:
     """Learn an encoder of crowns from pairs of chips and close-up photos, or go on with a training that was stopped.
 
@@ -277,12 +268,13 @@ def align_crowns(
     min_valid : float
     temperature : float
         Of `InfoNCE`.
-    epochs, batch, lr, weight_decay, schedule, flips, jitter, seed, checkpoint_every, device, precision, workers
+    epochs, batch, lr, weight_decay, schedule, flips, jitter
         As of `geoeco.training.train_crowns`. The weights at the end are kept.
     compare : mapping of str to ModelBundle, optional
         Further models of crowns whose features are measured in the same way, by name.
-    key, name, saved, callbacks
-        As of `geoeco.training.train_crowns`.
+    **options
+        ``seed, checkpoint_every, device, precision, workers, key, name, saved, callbacks`` as of
+        `geoeco.training.Fitting`.
 
     Returns
     -------
@@ -307,11 +299,11 @@ def align_crowns(
     Pairs of the same crown at two scales: Saha et al. (2026), Tropical tree species across scales, arXiv 2604.23019,
     which proposes such an alignment; its data are not at hand, and nothing is claimed of them.
     """
-    root = Path(folder)
-    on_gpu = uses_gpu(device, precision)
-    if min(epochs, batch, checkpoint_every, closeup_size, closeups) < 1 or not lr > 0 or weight_decay < 0:
-        raise InputError("epochs, batch, sizes and rates must be positive, weight_decay not negative")
-    schedule_factor(0, 1, schedule)
+    fitting = Fitting(Path(folder), **options)
+    check_course(epochs, batch, lr, weight_decay, schedule)
+    if min(closeup_size, closeups) < 1:
+        raise InputError("closeup_size and closeups must be positive")
+    seed = fitting.seed
     table = crown_table(store)
     usable = table[table["valid_fraction"] >= min_valid].reset_index(drop=True)
     named = photos_of_crowns(pairs)
@@ -340,13 +332,12 @@ def align_crowns(
     near_scale = photo_statistics(photos, [path for paths in data.photos.values() for path in paths], closeup_size)
     check_photos(photos, named, set(usable["crown_id"]) - set(data.crown_ids), closeup_size)
     per_step = min(batch, len(data))
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-        torch.manual_seed(seed)
+    with fitting.seeded():
         top, near = create_backbone(encoder, len(chips.all_bands)), create_backbone(encoder, 3)
         found = load_encoder(top, weights, encoder)
         if weights != "random":
             load_encoder(near, weights, encoder)
-        scale = _scale(found, chips)
+        scale = scale_for(found, chips)
         start = {label: value.clone() for label, value in top.state_dict().items()}
         batches = LocationBatches([f"{sample:09d}" for sample in learned["sample"]], per_step, epochs=epochs, seed=seed)
         settings = {
@@ -368,7 +359,7 @@ def align_crowns(
             "jitter": jitter,
             "seed": seed,
         }
-        training_hash = _training_hash(data, settings, key)
+        training_hash = _training_hash(data, settings, fitting.key)
         learner = CrownAlignment(
             top,
             near,
@@ -384,20 +375,8 @@ def align_crowns(
             jitter=jitter,
             seed=seed,
         )
-        processes = reading_processes(workers, on_gpu)
-        fit(
-            learner,
-            ChipDataModule(data, batches, workers=processes, pin_memory=on_gpu),
-            root,
-            LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch),
-            key=training_hash,
-            every=checkpoint_every,
-            on_gpu=on_gpu,
-            precision=precision,
-            saved=saved,
-            callbacks=callbacks,
-        )
-        learner.to("cuda" if on_gpu else "cpu").eval()
+        fitting.run(learner, data, batches, training_hash)
+        learner.to(fitting.torch_device).eval()
 
         def bundle_of(module: nn.Module, label: str, notes: dict[str, Any]) -> ModelBundle:
             return ModelBundle(
@@ -439,16 +418,10 @@ def align_crowns(
         "settings": settings,
         "test": {f"{row['encoder']}: {row['metric']}": row["mean"] for row in rows},
     }
-    made = bundle_of(learner.top, name or "crowns", json.loads(json.dumps(notes)))
-    made.save(root / "bundle")
-    Objects(str(root)).put(TABLE, [json_bytes(rows)])
+    made = bundle_of(learner.top, fitting.name or "crowns", json.loads(json.dumps(notes)))
+    made.save(fitting.root / "bundle")
+    Objects(str(fitting.root)).put(TABLE, [json_bytes(rows)])
     return made
-
-
-def _scale(weights: EncoderWeights, chips: CrownDataset) -> Normalisation:
-    if weights.mean and len(weights.mean) == len(chips.all_bands):
-        return Normalisation(weights.mean, weights.std)
-    return pixel_statistics(chips)
 
 
 @torch.no_grad()

@@ -10,16 +10,15 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,22 +27,21 @@ from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError
 from geoeco.models import SeasonPredictor, create_backbone
 from geoeco.models.encoder_weights import EncoderWeights, load_encoder
-from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.checkpoints import LearningCurve
+from geoeco.training.bundles import ModelBundle
 from geoeco.training.contrast_losses import TEMPERATURE
-from geoeco.training.crown_chips import CrownDataset, crown_table, pixel_statistics
+from geoeco.training.crown_chips import CrownDataset, crown_table
 from geoeco.training.crown_embeddings import embed_crowns
 from geoeco.training.crown_learning import CrownPrediction, enlarged
 from geoeco.training.crown_scores import rarity_details, rarity_scores
-from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.evaluation import DETAILS, TABLE, details_of, json_bytes, rows_of
 from geoeco.training.expectations import expect_encoder
-from geoeco.training.fitting import fit, reading_processes, uses_gpu
+from geoeco.training.fitting import Fitting, FittingOptions, check_course
 from geoeco.training.outlier_exposure import OutlierMixing, tnr_at_tpr
 from geoeco.training.prediction import PartLoader, Validation, predicted
 from geoeco.training.probes import FoldResult, ProbeResult
 from geoeco.training.samplers import LocationBatches
-from geoeco.training.season_contrast import Schedule, schedule_factor
+from geoeco.training.season_contrast import Schedule
+from geoeco.training.starting_encoders import encoder_arguments, origin_of, scale_for
 from geoeco.training.targets import Targets
 
 __all__ = ["LabelledCrowns", "folds_of_blocks", "labelled_crowns", "train_crowns"]
@@ -181,15 +179,7 @@ def train_crowns(
     outliers: str | Path | None = None,
     flips: bool = True,
     jitter: float = 0.1,
-    seed: int = 0,
-    checkpoint_every: int = 500,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "32", "bf16"] = "auto",
-    workers: int | None = None,
-    key: str = "",
-    name: str = "",
-    saved: Callable[[Path], None] | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[FittingOptions],
 ) -> ModelBundle:
     """Train a network on crowns of known species, or go on with a training that was stopped.
 
@@ -212,7 +202,7 @@ def train_crowns(
         Whether the encoder stays as it is and only the linear layer learns.
     min_valid : float
         Chips with a smaller valid part are not used.
-    epochs, lr, encoder_lr, weight_decay, schedule, patience, seed, checkpoint_every, device, precision, workers
+    epochs, lr, encoder_lr, weight_decay, schedule, patience
         As of `geoeco.training.train`.
     batch : int
         Crowns a step; the training crowns where there are fewer.
@@ -230,8 +220,9 @@ def train_crowns(
         Whether crowns are mirrored at random.
     jitter : float
         Light of an image is multiplied by 1 +- this at random.
-    key, name, saved, callbacks
-        As of `geoeco.training.train`.
+    **options
+        ``seed, checkpoint_every, device, precision, workers, key, name, saved, callbacks`` as of
+        `geoeco.training.Fitting`.
 
     Returns
     -------
@@ -252,15 +243,20 @@ def train_crowns(
     bundle name them. Scores of the test set are told by how many crowns of a species there were to learn from
     (`rarity_scores`). On a CPU a training that was stopped and goes on gives bit by bit what an undisturbed one gives.
     """
-    root = Path(folder)
-    on_gpu = uses_gpu(device, precision)
-    _check_settings(epochs, batch, lr, encoder_lr, weight_decay, checkpoint_every, patience, class_weights)
-    schedule_factor(0, 1, schedule)
+    fitting = Fitting(Path(folder), **options)
+    check_course(epochs, batch, lr, weight_decay, schedule, encoder_lr=encoder_lr, patience=patience)
+    if class_weights not in ("none", "balanced"):
+        raise InputError(f"class_weights is {class_weights!r}", what_to_do="use 'none' or 'balanced'")
+    seed, root = fitting.seed, fitting.root
     known = labelled_crowns(store, min_valid=min_valid)
     data = {part: CrownDataset(store, known.part(part)[0]) for part in PARTS if len(known.part(part)[0])}
     bands, resolution = data["train"].all_bands, data["train"].resolution
     bundle = encoder if isinstance(encoder, ModelBundle) else None
-    arguments = _arguments(encoder, len(bands))
+    arguments = (
+        {"name": encoder, "in_channels": len(bands)}
+        if isinstance(encoder, str)
+        else encoder_arguments(encoder, "crown_alignment")
+    )
     if bundle is not None:
         if weights != "random":
             raise InputError("a bundle brings its own weights", what_to_do="leave weights out")
@@ -276,15 +272,14 @@ def train_crowns(
     odd = _outliers(exposure, outliers, data["train"], seed)
     train_samples, train_targets = known.part("train")
     per_step = min(batch, len(train_samples))
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-        torch.manual_seed(seed)
+    with fitting.seeded():
         network = create_backbone(**arguments)
         found = EncoderWeights("later")
         if bundle is not None:
             network.load_state_dict(bundle.module.state_dict())
         else:
             found = load_encoder(network, weights, str(arguments["name"]))
-        scale = _normalisation(bundle, found, data["train"])
+        scale = bundle.normalisation if bundle is not None else scale_for(found, data["train"])
         model = SeasonPredictor(network, len(known.classes), "single-label")
         by_class = _class_weights(class_weights, known.learned)
         batches = LocationBatches([f"{s:09d}" for s in train_samples], per_step, epochs=epochs, seed=seed)
@@ -312,7 +307,7 @@ def train_crowns(
             "jitter": jitter,
             "seed": seed,
         }
-        training_hash = _training_hash(data, known, odd, settings, key)
+        training_hash = _training_hash(data, known, odd, settings, fitting.key)
         learner = CrownPrediction(
             model,
             train_targets,
@@ -333,31 +328,18 @@ def train_crowns(
             exposure=exposure,
             outliers=None if odd is None else odd.mixed_in,
         )
-        processes = reading_processes(workers, on_gpu)
         watch = Validation(
             root / "logs" / "validation.csv",
-            PartLoader(data["val"], batch, processes),
+            PartLoader(data["val"], batch, fitting.processes),
             Targets("single-label", known.part("val")[1], known.classes),
             batches.steps_per_epoch,
             patience,
             0.5,
         )
-        fit(
-            learner,
-            ChipDataModule(data["train"], batches, workers=processes, pin_memory=on_gpu),
-            root,
-            LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch),
-            key=training_hash,
-            every=checkpoint_every,
-            on_gpu=on_gpu,
-            precision=precision,
-            watch=watch,
-            saved=saved,
-            callbacks=callbacks,
-        )
+        fitting.run(learner, data["train"], batches, training_hash, watch)
         watch.write()
         model.cpu().load_state_dict(watch.best)
-        learner.to("cuda" if on_gpu else "cpu")
+        learner.to(fitting.torch_device)
         chosen = {"epochs": len(watch.rows), "best_epoch": watch.best_epoch + 1}
         about = {
             "encoder": (bundle.name or bundle.architecture) if bundle is not None else str(arguments["name"]),
@@ -365,13 +347,13 @@ def train_crowns(
             "protocol": "trained",
             "split": "test",
         }
-        rows, details = _tested(learner, data.get("test"), known, odd, batch, processes, about, chosen)
+        rows, details = _tested(learner, data.get("test"), known, odd, batch, fitting.processes, about, chosen)
         model.cpu()
     notes = {
         **known.facts,
         **chosen,
         "weights": f"of epoch {watch.best_epoch + 1}, the one of the lowest validation loss, {watch.lowest:.6g}",
-        "encoder": _origin(bundle, arguments, found, freeze),
+        "encoder": origin_of(bundle, arguments, freeze=freeze, weights=found),
         "settings": settings,
         "test": {row["metric"]: row["mean"] for row in rows},
     }
@@ -386,7 +368,7 @@ def train_crowns(
         task="classification",
         classes=known.classes,
         training_hash=training_hash,
-        name=name or "species",
+        name=fitting.name or "species",
         description=f"{len(known.classes)} species from chips of {len(train_samples)} crowns; "
         f"{arguments['name']}, {'frozen' if freeze else 'tuned'}",
         notes=json.loads(json.dumps(notes)),
@@ -399,47 +381,6 @@ def train_crowns(
     objects.put(DETAILS, [json_bytes({"settings": settings, "crowns": known.facts, "results": details})])
     objects.put(TABLE, [json_bytes(rows)])
     return made
-
-
-def _check_settings(
-    epochs: int,
-    batch: int,
-    lr: float,
-    encoder_lr: float | None,
-    weight_decay: float,
-    checkpoint_every: int,
-    patience: int | None,
-    class_weights: str,
-) -> None:
-    if min(epochs, batch, checkpoint_every) < 1 or (patience is not None and patience < 1):
-        raise InputError("epochs, batch, checkpoint_every and patience must be positive")
-    if not lr > 0 or not (encoder_lr is None or encoder_lr > 0) or weight_decay < 0:
-        raise InputError("learning rates must be positive, weight_decay not negative")
-    if class_weights not in ("none", "balanced"):
-        raise InputError(f"class_weights is {class_weights!r}", what_to_do="use 'none' or 'balanced'")
-
-
-def _arguments(encoder: ModelBundle | str, bands: int) -> dict[str, Any]:
-    """Arguments of the encoder's network."""
-    if isinstance(encoder, str):
-        return {"name": encoder, "in_channels": bands}
-    if encoder.architecture != "backbone":
-        raise InputError(
-            f"a model of the architecture {encoder.architecture!r} is no encoder",
-            where=f"model {encoder.name or encoder.architecture}",
-            what_to_do="give a bundle of crown_alignment, or the name of a network",
-            code="bundle",
-        )
-    return {name: value for name, value in encoder.arguments.items() if name != "norm_splits"}
-
-
-def _normalisation(bundle: ModelBundle | None, weights: EncoderWeights, data: CrownDataset) -> Normalisation:
-    """The one that the weights were learned with, where they were."""
-    if bundle is not None:
-        return bundle.normalisation
-    if weights.mean and len(weights.mean) == len(data.all_bands):
-        return Normalisation(weights.mean, weights.std)
-    return pixel_statistics(data)
 
 
 def _class_weights(kind: str, learned: npt.NDArray[np.int64]) -> Tensor:
@@ -596,16 +537,3 @@ def _training_hash(
     columns = known.table[["sample", "crown_id", "split", "block", "target"]]
     digest.update(json.dumps([columns.to_numpy().tolist(), known.classes, settings, key], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _origin(
-    bundle: ModelBundle | None, arguments: Mapping[str, Any], weights: EncoderWeights, freeze: bool
-) -> dict[str, Any]:
-    how = "frozen" if freeze else "tuned"
-    if bundle is not None:
-        start = {"start": bundle.name, "training_hash": bundle.training_hash}
-    elif weights.kind == "random":
-        start = {"start": "random weights"}
-    else:
-        start = {"start": weights.name, "sha256": weights.sha256}
-    return {"network": arguments["name"], **start, "how": how}

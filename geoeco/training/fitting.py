@@ -9,8 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -20,8 +23,161 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from geoeco.errors import InputError, OutputError
 from geoeco.training.checkpoints import CheckpointFiles, LearningCurve, find_checkpoint
 from geoeco.training.datamodule import ChipDataModule
+from geoeco.training.samplers import LocationBatches
+from geoeco.training.season_contrast import Schedule, schedule_factor
+from geoeco.training.stored_chips import StoredChips
 
-__all__ = ["Watch", "fit", "reading_processes", "uses_gpu"]
+__all__ = ["Fitting", "FittingOptions", "Watch", "check_course", "fit", "reading_processes", "uses_gpu"]
+
+
+class FittingOptions(TypedDict, total=False):
+    """Keywords that every training takes; what they are, and what they are when not given, `Fitting` says."""
+
+    seed: int
+    checkpoint_every: int
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "32", "bf16"]
+    workers: int | None
+    key: str
+    name: str
+    saved: Callable[[Path], None] | None
+    callbacks: Sequence[Callback]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a training runs, whatever it learns.
+
+    Parameters
+    ----------
+    root : Path
+        Local folder of the training: ``checkpoints/``, ``logs/metrics.csv`` (each step) and TensorBoard's files.
+    seed : int
+        Of all that is drawn.
+    checkpoint_every : int
+        Steps between checkpoints.
+    device : {"auto", "cpu", "cuda"}
+    precision : {"auto", "32", "bf16"}
+        ``"auto"`` is bfloat16 autocast on CUDA and float32 on a CPU, where ``"bf16"`` is refused.
+    workers : int, optional
+        Reading processes. When not given: none on a CPU, and with a GPU as many as there are cores, at most 16.
+    key : str
+        What else the training rests on; a checkpoint of another key is not gone on from.
+    name : str
+        Of the bundle; chosen by the training when empty.
+    saved : callable, optional
+        Called with `root` after each checkpoint, when its files are whole.
+    callbacks : sequence of lightning.pytorch.Callback
+        Further callbacks.
+
+    Raises
+    ------
+    InputError
+        If there is no such device or precision, or a number is out of its range.
+    """
+
+    root: Path
+    seed: int = 0
+    checkpoint_every: int = 500
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    workers: int | None = None
+    key: str = ""
+    name: str = ""
+    saved: Callable[[Path], None] | None = None
+    callbacks: Sequence[Callback] = ()
+
+    def __post_init__(self) -> None:
+        uses_gpu(self.device, self.precision)
+        if self.checkpoint_every < 1:
+            raise InputError(f"checkpoint_every is {self.checkpoint_every}: the number of steps must be positive")
+        if self.workers is not None and self.workers < 0:
+            raise InputError(f"workers is {self.workers}: workers are not negative")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it runs on a GPU."""
+        return uses_gpu(self.device, self.precision)
+
+    @property
+    def torch_device(self) -> str:
+        """Where networks are during it, as torch calls it."""
+        return "cuda" if self.on_gpu else "cpu"
+
+    @property
+    def processes(self) -> int:
+        """Number of reading processes."""
+        return reading_processes(self.workers, self.on_gpu)
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Draw from the seed in here; what is drawn afterwards is as if nothing had been."""
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.on_gpu else []):
+            torch.manual_seed(self.seed)
+            yield
+
+    def run(
+        self,
+        task: LightningModule,
+        data: StoredChips,
+        batches: LocationBatches,
+        training_hash: str,
+        watch: Watch | None = None,
+    ) -> None:
+        """Train to the end, from the last checkpoint if there is one.
+
+        Parameters
+        ----------
+        task : lightning.pytorch.LightningModule
+        data : StoredChips
+        batches : LocationBatches
+            Those of the whole training.
+        training_hash : str
+            Checkpoints of another one are not gone on from.
+        watch : Watch, optional
+
+        Raises
+        ------
+        InputError, OutputError
+            As of `fit` and `ChipDataModule`.
+        """
+        fit(
+            task,
+            ChipDataModule(data, batches, workers=self.processes, pin_memory=self.on_gpu),
+            self.root,
+            LearningCurve(self.root / "logs" / "metrics.csv", batches.steps_per_epoch),
+            key=training_hash,
+            every=self.checkpoint_every,
+            on_gpu=self.on_gpu,
+            precision=self.precision,
+            watch=watch,
+            saved=self.saved,
+            callbacks=self.callbacks,
+        )
+
+
+def check_course(
+    epochs: int,
+    batch: int,
+    lr: float,
+    weight_decay: float,
+    schedule: Schedule,
+    *,
+    encoder_lr: float | None = None,
+    patience: int | None = None,
+) -> None:
+    """Refuse lengths and rates of a training that cannot be.
+
+    Raises
+    ------
+    InputError
+        If one is out of its range, or there is no such schedule.
+    """
+    if min(epochs, batch, 1 if patience is None else patience) < 1:
+        raise InputError("epochs, batch and patience must be positive")
+    if not lr > 0 or not (encoder_lr is None or encoder_lr > 0) or not weight_decay >= 0:
+        raise InputError("learning rates must be positive, weight_decay not negative")
+    schedule_factor(0, 1, schedule)
 
 
 class Watch(Callback):

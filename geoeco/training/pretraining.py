@@ -9,22 +9,19 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
-from lightning.pytorch import Callback
 
 from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError
 from geoeco.models import MoCo, SeCo, create_backbone
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.checkpoints import LearningCurve
 from geoeco.training.chip_dataset import ChipDataset
-from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.expectations import expect_encoder
-from geoeco.training.fitting import fit, reading_processes, uses_gpu
+from geoeco.training.fitting import Fitting, FittingOptions, check_course
 from geoeco.training.samplers import LocationBatches, location_weights
 from geoeco.training.season_contrast import Schedule, SeasonContrast
 from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
@@ -66,16 +63,8 @@ def pretrain(
     initial_weights: str | None = None,
     bare_weight: float = 1.0,
     favoured: Sequence[str] | Mapping[str, float] = (),
-    seed: int = 0,
-    checkpoint_every: int = 500,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "32", "bf16"] = "auto",
     compile_networks: bool = False,
-    workers: int | None = None,
-    key: str = "",
-    name: str = "",
-    saved: Callable[[Path], None] | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[FittingOptions],
 ) -> ModelBundle:
     """Train an encoder on season chips without labels, or go on with a training that was stopped.
 
@@ -134,24 +123,11 @@ def pretrain(
         what is studied.
     favoured : sequence of str, or mapping of str to float
         Locations drawn twice as often, or as often as the mapping says.
-    seed : int
-    checkpoint_every : int
-        Steps between checkpoints.
-    device : {"auto", "cpu", "cuda"}
-    precision : {"auto", "32", "bf16"}
-        ``"auto"`` is bfloat16 autocast on CUDA and float32 on a CPU, where ``"bf16"`` is refused.
     compile_networks : bool
         Whether `torch.compile` is used.
-    workers : int, optional
-        Reading processes. When not given: none on a CPU, and with a GPU as many as there are cores, at most 16.
-    key : str
-        What else the training rests on; a checkpoint of another key is not gone on from.
-    name : str
-        Of the bundle.
-    saved : callable, optional
-        Called with `folder` after each checkpoint, when its files are whole.
-    callbacks : sequence of lightning.pytorch.Callback
-        Further callbacks.
+    **options
+        ``seed, checkpoint_every, device, precision, workers, key, name, saved, callbacks`` as of
+        `geoeco.training.Fitting`.
 
     Returns
     -------
@@ -175,14 +151,15 @@ def pretrain(
     Plekhanova et al. (2025), SSL4Eco, arXiv 2504.18256. Manas et al. (2021), Seasonal contrast, ICCV. Chen et al.
     (2020), MoCo v2, arXiv 2003.04297. Goyal et al. (2017), arXiv 1706.02677.
     """
-    root = Path(folder)
-    on_gpu = uses_gpu(device, precision)
+    fitting = Fitting(Path(folder), **options)
+    seed = fitting.seed
     if method not in ("seco", "moco", "none"):
         raise InputError(f"method is {method!r}", what_to_do="use 'seco', 'moco' or 'none'")
-    if min(epochs, batch, checkpoint_every) < 1 or not (lr > 0 and bare_weight > 0):
-        raise InputError("epochs, batch, checkpoint_every, lr and bare_weight must be positive")
-    if not (0 <= momentum < 1 and weight_decay >= 0 and (workers is None or workers >= 0)):
-        raise InputError("momentum is from 0 to below 1, weight_decay and workers are not negative")
+    check_course(epochs, batch, lr, weight_decay, schedule)
+    if not bare_weight > 0:
+        raise InputError(f"bare_weight is {bare_weight}: it must be positive")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum is {momentum}: momentum is from 0 to below 1")
     data = ChipDataset(
         store, names=names, bands=bands, min_valid=min_valid, dates=2 if method == "moco" else 3, seed=seed
     )
@@ -234,13 +211,11 @@ def pretrain(
         "sampling": hashlib.sha256(weights.tobytes()).hexdigest(),
         "seed": seed,
     }
-    training_hash = _training_hash(data, settings, key)
+    training_hash = _training_hash(data, settings, fitting.key)
     batches = (
         None if method == "none" else LocationBatches(data.names, batch, epochs=epochs, seed=seed, weights=weights)
     )
-    gpu = [torch.cuda.current_device()] if on_gpu else []
-    with torch.random.fork_rng(devices=gpu):
-        torch.manual_seed(seed)
+    with fitting.seeded():
         encoder = create_backbone(**arguments)
         notes: dict[str, Any] = {"method": method, "locations": len(data), "settings": settings}
         if method != "none":
@@ -265,27 +240,15 @@ def pretrain(
                 weight_decay=weight_decay,
                 schedule=schedule,
                 seed=seed,
-                channels_last=on_gpu,
+                channels_last=fitting.on_gpu,
             )
-            if on_gpu:
+            if fitting.on_gpu:
                 model.to(memory_format=torch.channels_last)
             if compile_networks:
                 model.backbone.compile()
                 model.key_backbone.compile()
             data.stored = data.can_be_stored
-            module = ChipDataModule(data, batches, workers=reading_processes(workers, on_gpu), pin_memory=on_gpu)
-            fit(
-                task,
-                module,
-                root,
-                LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch),
-                key=training_hash,
-                every=checkpoint_every,
-                on_gpu=on_gpu,
-                precision=precision,
-                saved=saved,
-                callbacks=callbacks,
-            )
+            fitting.run(task, data, batches, training_hash)
             encoder = model.backbone.cpu()
     bundle = ModelBundle(
         module=encoder.to(memory_format=torch.contiguous_format),
@@ -296,11 +259,11 @@ def pretrain(
         size=size,
         resolution=data.resolution,
         training_hash=training_hash,
-        name=name or method,
+        name=fitting.name or method,
         description=_description(method, backbone, len(data), initial_weights),
         notes=json.loads(json.dumps(notes)),
     )
-    bundle.save(root / "bundle")
+    bundle.save(fitting.root / "bundle")
     return bundle
 
 

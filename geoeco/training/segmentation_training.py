@@ -13,16 +13,15 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 import xarray as xr
-from lightning.pytorch import Callback
 from torch import nn
 from torch.nn import functional
 
@@ -34,15 +33,13 @@ from geoeco.models.encoder_weights import weights_sha256
 from geoeco.sampling import open_uav_chips
 from geoeco.training.architectures import build_network
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.checkpoints import LearningCurve
 from geoeco.training.confusion import ConfusionMatrix
 from geoeco.training.crown_chips import pixel_statistics
-from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.evaluation import DETAILS, TABLE, json_bytes
-from geoeco.training.fitting import fit, reading_processes, uses_gpu
+from geoeco.training.fitting import Fitting, FittingOptions, check_course
 from geoeco.training.photo_points import PhotoPoints
 from geoeco.training.samplers import LocationBatches
-from geoeco.training.season_contrast import Schedule, schedule_factor
+from geoeco.training.season_contrast import Schedule
 from geoeco.training.segmentation import HabitatSegmentation, PartScores, PixelLoader, SegmentationValidation
 from geoeco.training.segmentation_chips import (
     ChipSurvey,
@@ -60,6 +57,8 @@ _log = logging.getLogger(__name__)
 PARTS: tuple[str, ...] = ("train", "val", "test")
 #: File with the confusion matrix of the tested part.
 CONFUSION = "confusion.csv"
+#: Steps between checkpoints when nothing else is asked for: steps of these networks are long.
+CHECKPOINT_EVERY = 100
 #: Principal axes of the area of applicability.
 _COMPONENTS = 32
 #: Statistics that DINOv3 was trained with on satellite imagery, red, green, blue (timm's configuration).
@@ -97,15 +96,7 @@ def train_segmentation(
     colour: float = 0.1,
     boundary_tolerance_m: float = 0.3,
     applicability_points: int = 4096,
-    seed: int = 0,
-    checkpoint_every: int = 100,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "32", "bf16"] = "auto",
-    workers: int | None = None,
-    key: str = "",
-    name: str = "",
-    saved: Callable[[Path], None] | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[FittingOptions],
 ) -> ModelBundle:
     """Train a segmentation network on labelled chips, or go on with a training that was stopped.
 
@@ -161,11 +152,9 @@ def train_segmentation(
     applicability_points : int
         Cells of the training chips, at most, on which the area of applicability rests; a mapped cell is compared with
         all of them. 0 for a bundle without one.
-    seed : int
-    checkpoint_every : int
-        Steps between checkpoints.
-    device, precision, workers, key, name, saved, callbacks
-        As of `geoeco.training.train`.
+    **options
+        ``seed, checkpoint_every`` (100 when not given)``, device, precision, workers, key, name, saved, callbacks`` as
+        of `geoeco.training.Fitting`.
 
     Returns
     -------
@@ -189,12 +178,17 @@ def train_segmentation(
     The area of applicability rests on the features of cells of the training chips, drawn evenly over them, with the
     chips' blocks of ground as folds.
     """
-    root = Path(folder)
-    on_gpu = uses_gpu(device, precision)
-    chosen = _numbers(network, epochs, batch, at_once, lr, weight_decay, patience, checkpoint_every, min_label)
+    options.setdefault("checkpoint_every", CHECKPOINT_EVERY)
+    fitting = Fitting(Path(folder), **options)
+    chosen = _numbers(network, epochs, batch, at_once, lr, weight_decay)
+    check_course(chosen.epochs, chosen.batch, chosen.lr, chosen.weight_decay, schedule, patience=patience)
+    if not 0 < min_label <= 1:
+        raise InputError(
+            f"min_label is {min_label}", what_to_do="give a share above 0: chips without labels teach nothing"
+        )
+    seed, root = fitting.seed, fitting.root
     if not 0 <= applicability_points <= 65_536:
         raise InputError(f"applicability_points is {applicability_points}", what_to_do="give a number up to 65 536")
-    schedule_factor(0, 1, schedule)
     chips = open_uav_chips(str(store))
     classes = labelled_classes(chips, str(store))
     out_of_scores = _unscored(unscored, classes.names)
@@ -223,8 +217,7 @@ def train_segmentation(
     described = segmenter_arguments(network, arguments, bands=len(train.all_bands), classes=len(classes))
     per_step = min(chosen.batch, len(train)) if batch is None else chosen.batch
     batches = LocationBatches([f"{sample:09d}" for sample in train.samples], per_step, epochs=chosen.epochs, seed=seed)
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-        torch.manual_seed(seed)
+    with fitting.seeded():
         model: Any = (
             DWFFNet(**described, encoder_weights=encoder_weights)
             if network == "dwff"
@@ -256,7 +249,7 @@ def train_segmentation(
             "photos": None if points is None else [points.sha256(), photo_weight],
             "seed": seed,
         }
-        training_hash = _training_hash(chips, parts, surveys, settings, key)
+        training_hash = _training_hash(chips, parts, surveys, settings, fitting.key)
         task = HabitatSegmentation(
             model,
             loss,
@@ -273,34 +266,21 @@ def train_segmentation(
             seed=seed,
             photo_weight=photo_weight,
         )
-        processes = reading_processes(workers, on_gpu)
         loaders = {
-            part: PixelLoader(one, chosen.at_once, processes, out_of_scores)
+            part: PixelLoader(one, chosen.at_once, fitting.processes, out_of_scores)
             for part, one in data.items()
             if part != "train"
         }
         watch = SegmentationValidation(
             root / "logs" / "validation.csv", loaders["val"], batches.steps_per_epoch, patience
         )
-        fit(
-            task,
-            ChipDataModule(train, batches, workers=processes, pin_memory=on_gpu),
-            root,
-            LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch),
-            key=training_hash,
-            every=checkpoint_every,
-            on_gpu=on_gpu,
-            precision=precision,
-            watch=watch,
-            saved=saved,
-            callbacks=callbacks,
-        )
+        fitting.run(task, train, batches, training_hash, watch)
         watch.write()
         task.load_state_dict(watch.best)
-        task.to("cuda" if on_gpu else "cpu")
+        task.to(fitting.torch_device)
         tolerance = boundary_tolerance_m / train.resolution
         found = {part: loader.scores(task, tolerance) for part, loader in loaders.items()}
-        domain = _applicability(task, train, chips, chosen.at_once, processes, seed, applicability_points)
+        domain = _applicability(task, train, chips, chosen.at_once, fitting.processes, seed, applicability_points)
         model.cpu()
     origin = _origin(model, encoder_weights)
     facts = {
@@ -330,7 +310,7 @@ def train_segmentation(
         halo=model.receptive_radius,
         applicability=domain,
         training_hash=training_hash,
-        name=name or _title(network, described),
+        name=fitting.name or _title(network, described),
         description=f"{len(classes)} habitat classes from {len(train)} chips of {train.size} pixels of "
         f"{train.resolution:g} m; {_title(network, described)}{'; ' + origin if origin else ''}",
         notes=json.loads(json.dumps(facts)),
@@ -347,9 +327,6 @@ def _numbers(
     at_once: int | None,
     lr: float | None,
     weight_decay: float | None,
-    patience: int | None,
-    checkpoint_every: int,
-    min_label: float,
 ) -> TrainingDefaults:
     if network not in SEGMENTER_DEFAULTS:
         raise InputError(f"there is no network {network!r}", what_to_do=f"use one of: {', '.join(SEGMENTER_DEFAULTS)}")
@@ -361,14 +338,8 @@ def _numbers(
         usual.lr if lr is None else lr,
         usual.weight_decay if weight_decay is None else weight_decay,
     )
-    if min(chosen.epochs, chosen.batch, chosen.at_once, checkpoint_every, 1 if patience is None else patience) < 1:
-        raise InputError("epochs, batch, at_once, checkpoint_every and patience must be positive")
-    if not chosen.lr > 0 or chosen.weight_decay < 0:
-        raise InputError("the learning rate must be positive, weight_decay not negative")
-    if not 0 < min_label <= 1:
-        raise InputError(
-            f"min_label is {min_label}", what_to_do="give a share above 0: chips without labels teach nothing"
-        )
+    if chosen.at_once < 1:
+        raise InputError("at_once must be positive")
     return chosen
 
 

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import pandas as pd
-import torch
-from lightning.pytorch import Callback
 
 from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError
 from geoeco.models import SeasonPredictor, create_backbone
 from geoeco.sampling import open_chips
 from geoeco.training.bundles import ModelBundle
-from geoeco.training.checkpoints import LearningCurve
 from geoeco.training.chip_dataset import ChipDataset
-from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.evaluation import (
     DETAILS,
     TABLE,
@@ -33,13 +29,14 @@ from geoeco.training.evaluation import (
     rows_of,
 )
 from geoeco.training.expectations import expect_encoder
-from geoeco.training.fitting import fit, reading_processes, uses_gpu
+from geoeco.training.fitting import Fitting, FittingOptions, check_course
 from geoeco.training.labelled import PARTS, Labelled, labelled_places, support_of
 from geoeco.training.prediction import PartLoader, SeasonPrediction, Validation, predicted
 from geoeco.training.probes import FoldResult, ProbeResult
 from geoeco.training.samplers import LocationBatches
 from geoeco.training.scoring import TaskKind
-from geoeco.training.season_contrast import Schedule, schedule_factor
+from geoeco.training.season_contrast import Schedule
+from geoeco.training.starting_encoders import encoder_arguments, origin_of
 from geoeco.training.statistics import chip_statistics
 from geoeco.training.targets import Targets, loss_of, moments
 from geoeco.vectors import read_table
@@ -82,15 +79,7 @@ def train(
     threshold: float = 0.5,
     flips: bool = True,
     target_units: Mapping[str, str] | None = None,
-    seed: int = 0,
-    checkpoint_every: int = 500,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    precision: Literal["auto", "32", "bf16"] = "auto",
-    workers: int | None = None,
-    key: str = "",
-    name: str = "",
-    saved: Callable[[Path], None] | None = None,
-    callbacks: Sequence[Callback] = (),
+    **options: Unpack[FittingOptions],
 ) -> ModelBundle:
     """Train a network on labelled places, or go on with a training that was stopped.
 
@@ -148,16 +137,9 @@ def train(
         Whether places are mirrored along x, y and the diagonal at random.
     target_units : mapping of str to str, optional
         Units of values by column, for the notes of the bundle.
-    seed : int
-    checkpoint_every : int
-        Steps between checkpoints.
-    device : {"auto", "cpu", "cuda"}
-    precision : {"auto", "32", "bf16"}
-        As of `pretrain`. Validation and test are in float32 always.
-    workers : int, optional
-        Reading processes, as of `pretrain`.
-    key, name, saved, callbacks
-        As of `pretrain`.
+    **options
+        ``seed, checkpoint_every, device, precision, workers, key, name, saved, callbacks`` as of
+        `geoeco.training.Fitting`. Validation and test are in float32 whatever the precision.
 
     Returns
     -------
@@ -178,10 +160,11 @@ def train(
     The validation loss is that of the whole part at once. The test part is predicted once, at the end. On a CPU a
     training that was stopped and goes on gives bit by bit what an undisturbed one gives.
     """
-    root = Path(folder)
-    on_gpu = uses_gpu(device, precision)
-    _check_numbers(epochs, batch, lr, encoder_lr, weight_decay, checkpoint_every, patience, min_valid)
-    schedule_factor(0, 1, schedule)
+    fitting = Fitting(Path(folder), **options)
+    check_course(epochs, batch, lr, weight_decay, schedule, encoder_lr=encoder_lr, patience=patience)
+    if not 0 < min_valid <= 1:
+        raise InputError(f"min_valid is {min_valid}", what_to_do="give a share above 0: empty chips teach nothing")
+    seed, root = fitting.seed, fitting.root
     loss = loss_of(task, positive_weight)
     bundle = encoder if isinstance(encoder, ModelBundle) else None
     arguments, channels = _encoder(encoder, store, bands)
@@ -249,10 +232,9 @@ def train(
         "flips": flips,
         "seed": seed,
     }
-    training_hash = _training_hash(everything.store, known, settings, key)
+    training_hash = _training_hash(everything.store, known, settings, fitting.key)
     outputs = len(known.targets.outputs)
-    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-        torch.manual_seed(seed)
+    with fitting.seeded():
         network = create_backbone(**arguments)
         if bundle is not None:
             network.load_state_dict(bundle.module.state_dict())
@@ -277,31 +259,18 @@ def train(
             flips=flips,
             seed=seed,
         )
-        processes = reading_processes(workers, on_gpu)
         watch = Validation(
             root / "logs" / "validation.csv",
-            PartLoader(data["val"], batch, processes),
+            PartLoader(data["val"], batch, fitting.processes),
             Targets(task, known.part("val")[1], known.targets.outputs),
             batches.steps_per_epoch,
             patience,
             threshold,
         )
-        fit(
-            learner,
-            ChipDataModule(data["train"], batches, workers=processes, pin_memory=on_gpu),
-            root,
-            LearningCurve(root / "logs" / "metrics.csv", batches.steps_per_epoch),
-            key=training_hash,
-            every=checkpoint_every,
-            on_gpu=on_gpu,
-            precision=precision,
-            watch=watch,
-            saved=saved,
-            callbacks=callbacks,
-        )
+        fitting.run(learner, data["train"], batches, training_hash, watch)
         watch.write()
         model.cpu().load_state_dict(watch.best)
-        learner.to("cuda" if on_gpu else "cpu")
+        learner.to(fitting.torch_device)
         chosen = {"epochs": len(watch.rows), "best_epoch": watch.best_epoch + 1}
         about = {
             "encoder": (bundle.name or bundle.architecture) if bundle is not None else str(arguments["name"]),
@@ -309,13 +278,13 @@ def train(
             "protocol": "trained",
             "split": "test",
         }
-        rows, details = _tested(learner, data.get("test"), known, batch, processes, about, chosen, threshold)
+        rows, details = _tested(learner, data.get("test"), known, batch, fitting.processes, about, chosen, threshold)
         model.cpu()
     facts = {
         **known.facts,
         **chosen,
         "weights": f"of epoch {watch.best_epoch + 1}, the one of the lowest validation loss, {watch.lowest:.6g}",
-        "encoder": _origin(bundle, arguments, freeze),
+        "encoder": origin_of(bundle, arguments, freeze=freeze),
         "settings": settings,
         "test": {row["metric"]: row["mean"] for row in rows},
     }
@@ -332,7 +301,7 @@ def train(
         task=_BUNDLE_TASK[task],
         classes=known.targets.outputs,
         training_hash=training_hash,
-        name=name or about["task"],
+        name=fitting.name or about["task"],
         description=f"{about['task']} ({task}) from season chips of {len(train_names)} places; "
         f"{arguments['name']}, {'frozen' if freeze else 'tuned'}",
         notes=json.loads(json.dumps(facts)),
@@ -386,24 +355,6 @@ def trained_encoder(bundle: ModelBundle) -> ModelBundle:
     )
 
 
-def _check_numbers(
-    epochs: int,
-    batch: int,
-    lr: float,
-    encoder_lr: float | None,
-    weight_decay: float,
-    checkpoint_every: int,
-    patience: int | None,
-    min_valid: float,
-) -> None:
-    if min(epochs, batch, checkpoint_every, patience or 1) < 1 or patience == 0:
-        raise InputError("epochs, batch, checkpoint_every and patience must be positive")
-    if not lr > 0 or not (encoder_lr is None or encoder_lr > 0) or weight_decay < 0:
-        raise InputError("learning rates must be positive, weight_decay not negative")
-    if not 0 < min_valid <= 1:
-        raise InputError(f"min_valid is {min_valid}", what_to_do="give a share above 0: empty chips teach nothing")
-
-
 def _encoder(
     encoder: ModelBundle | str, store: str | Path, bands: Sequence[str] | None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -411,23 +362,15 @@ def _encoder(
     if isinstance(encoder, str):
         channels = tuple(bands) if bands is not None else ChipDataset(store).all_bands
         return {"name": encoder, "in_channels": len(channels)}, channels
-    where = f"model {encoder.name or encoder.architecture}"
-    if encoder.architecture != "backbone":
-        raise InputError(
-            f"a model of the architecture {encoder.architecture!r} is no encoder",
-            where=where,
-            what_to_do="give a bundle of pretrain, or the name of a network",
-            code="bundle",
-        )
+    arguments = encoder_arguments(encoder, "pretrain")
     if bands is not None and tuple(bands) != encoder.bands:
         raise InputError(
             f"the encoder takes the bands {', '.join(encoder.bands)}, asked for are {', '.join(bands)}",
-            where=where,
+            where=f"model {encoder.name or encoder.architecture}",
             what_to_do="leave the bands out, or use an encoder for them",
             code="bands",
         )
-    # parts of a batch would not be of one size: places lack seasons; the weights are named as without
-    return {name: value for name, value in encoder.arguments.items() if name != "norm_splits"}, encoder.bands
+    return arguments, encoder.bands
 
 
 def _tested(
@@ -469,10 +412,3 @@ def _training_hash(store: str, known: Labelled, settings: Mapping[str, Any], key
     places = [known.names, {part: list(rows) for part, rows in known.fold.items()}, known.targets.outputs]
     digest.update(json.dumps([places, settings, key], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _origin(bundle: ModelBundle | None, arguments: Mapping[str, Any], freeze: bool) -> dict[str, Any]:
-    how = "frozen" if freeze else "tuned"
-    if bundle is None:
-        return {"network": arguments["name"], "start": "random weights", "how": how}
-    return {"network": arguments["name"], "start": bundle.name, "training_hash": bundle.training_hash, "how": how}

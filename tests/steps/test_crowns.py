@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from geoeco.training import CrownPrediction, OutlierMixing, align_crowns, train_
 from tests.outputs.stac_schemas import schema_errors  # noqa: E402
 from tests.outputs.test_vector_styles import categories, style_of  # noqa: E402
 from tests.steps.crown_world import draw_world  # noqa: E402
+from tests.steps.keywords import keywords  # noqa: E402
 
 HEAD = """
 geoeco: 1
@@ -173,11 +173,11 @@ def test_settings_of_the_steps_are_those_of_the_functions():
         (train_crowns, TrainCrownsSettings, {"store", "encoder", "name", "weights"}),
         (align_crowns, CrownAlignmentSettings, {"store", "name", "compare", "photos"}),
     ):
-        known, fields = inspect.signature(function).parameters, settings.model_fields
+        known, fields = keywords(function), settings.model_fields
         shared = [name for name in known if name in fields and name not in apart]
         assert len(shared) > 15
         for name in shared:
-            assert fields[name].default == known[name].default, name
+            assert fields[name].default == known[name], name
     mixing = OutlierMixing()
     fields = ExposureSettings.model_fields
     assert (fields["op"].default, fields["beta"].default, fields["alpha"].default) == ("mixup", mixing.beta, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.pretrain import PretrainSettings, _names, training_memory  # noqa: E402
 from geoeco.steps.training_files import needs_ml  # noqa: E402
 from geoeco.training import ModelBundle, fitting, pretrain, pretraining  # noqa: E402
+from tests.steps.keywords import keywords  # noqa: E402
 from tests.training.stores import pixels, store_of  # noqa: E402
 
 RECIPE = """
@@ -216,7 +216,7 @@ def test_a_store_whose_pixels_were_changed_is_another_store_though_its_tables_ar
 
 
 def test_settings_of_the_step_are_those_of_the_function():
-    function = inspect.signature(pretrain).parameters
+    function = keywords(pretrain)
     fields = PretrainSettings.model_fields
     assert fields["bands"].default == pretraining.DEFAULT_BANDS[:-1]
     shared = [
@@ -224,7 +224,7 @@ def test_settings_of_the_step_are_those_of_the_function():
     ]
     assert len(shared) > 20
     for name in shared:
-        assert fields[name].default == function[name].default, name
+        assert fields[name].default == function[name], name
 
 
 @pytest.mark.parametrize(

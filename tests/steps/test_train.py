@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from geoeco.models import build  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.train import TrainSettings  # noqa: E402
 from geoeco.training import ModelBundle, Normalisation, SeasonPrediction, train  # noqa: E402
+from tests.steps.keywords import keywords  # noqa: E402
 from tests.training.drawn_chips import BANDS, draw_store  # noqa: E402
 
 RECIPE = """
@@ -178,15 +178,15 @@ def test_other_labels_change_the_hash_and_other_columns_of_the_table_do_not(fold
 
 
 def test_settings_of_the_step_are_those_of_the_function():
-    function = inspect.signature(train).parameters
+    function = keywords(train)
     fields = TrainSettings.model_fields
     apart = {"store", "labels", "task", "columns", "encoder", "bands", "name", "split"}
     shared = [name for name in function if name in fields and name not in apart]
     assert len(shared) > 15
     for name in shared:
-        assert fields[name].default == function[name].default, name
+        assert fields[name].default == function[name], name
     for name, value in fields["split"].default.model_dump().items():
-        assert value == function[name].default, name
+        assert value == function[name], name
 
 
 @pytest.mark.parametrize(

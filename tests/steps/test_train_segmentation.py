@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from geoeco.models import build  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.train_segmentation import TrainSegmentationSettings  # noqa: E402
 from geoeco.training import HabitatSegmentation, train_segmentation  # noqa: E402
+from geoeco.training.segmentation_training import CHECKPOINT_EVERY  # noqa: E402
+from tests.steps.keywords import keywords  # noqa: E402
 from tests.training.drawn_habitats import CLASSES, draw_habitats  # noqa: E402
 
 RECIPE = """
@@ -184,13 +185,13 @@ def test_chips_that_cannot_be_learned_from_are_refused_when_planned(tmp_path, sp
 
 
 def test_every_setting_is_an_argument_of_the_training_with_the_same_default():
-    parameters = inspect.signature(train_segmentation).parameters
+    parameters = {**keywords(train_segmentation), "checkpoint_every": CHECKPOINT_EVERY}
     own = {"step", "name", "verb", "chips", "store"}
     for name, field in TrainSegmentationSettings.model_fields.items():
         if name in own:
             continue
         assert name in parameters, name
-        ours, theirs = field.get_default(), parameters[name].default
+        ours, theirs = field.get_default(), parameters[name]
         assert ours == theirs or (ours, theirs) == ({}, None), name
 
 
