@@ -11,6 +11,8 @@ import datetime as dt
 import hashlib
 import io
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,6 +23,7 @@ import xarray as xr
 from pydantic import Field
 
 from geoeco.cubes import open_rasters
+from geoeco.cubes.shards import damaged_shard, intact_shards
 from geoeco.engine import (
     Output,
     PlanContext,
@@ -67,11 +70,15 @@ COLUMNS = {
 }
 #: Pixels of the longer side of the picture's map, and polygons that it shows, the largest ones.
 _PICTURE_PIXELS, _PICTURE_POLYGONS = 1000, 5000
-#: Bytes that a task holds: of a pixel of its block, at most, and of a pixel of the whole map in the tasks that join
-#: (five hundred bytes for a region, if a region has 250 pixels: a minimum mapping unit keeps a noisy map to that).
+#: Bytes that a task holds: of a pixel of its block, at most, and of a pixel of the whole map in the task that joins
+#: (five hundred bytes for a region).
 _BLOCK_BYTES, _MAP_BYTES = 160, 2
-#: As `_MAP_BYTES`, where outlines are made simpler: all of them at once, with three hundred bytes for a corner.
-_SIMPLIFIED_BYTES = 100
+#: Pixels of a region in the mean that the last task is planned for. No map is bound to have so many: one with smaller
+#: regions takes more, unless a minimum mapping unit does away with them.
+_REGION_PIXELS = 250
+#: Bytes of outlines in the last task, for a pixel of regions of one pixel: the length of outlines, and with it the
+#: number of corners, goes with the root of the area. Measured on smooth noise; more where they are made simpler.
+_OUTLINE_BYTES, _SIMPLIFIED_BYTES = 450, 1150
 
 
 class PolygonsSettings(StepSettings):
@@ -110,7 +117,7 @@ class PolygonsVerb(Verb):
         """A task a block for the parts, one that joins them, one a block for the outlines, and one for the table."""
         source, layer = _source(settings, context)
         assert isinstance(source.verb, RasterVerb), "no other step is a source"
-        ground_pixel(_map_grid(context, layer))
+        pixel_m2, _ = ground_pixel(_map_grid(context, layer))
         common = {
             "store": RasterVerb.store_name(source),
             "variable": settings.variable,
@@ -156,12 +163,11 @@ class PolygonsVerb(Verb):
             memory_bytes=_MAP_BYTES * total + 64 * 2**20,
         )
         outlines = tasks("outlines", {task.key: (task.id, join.id) for task in parts})
-        per_pixel = _SIMPLIFIED_BYTES if settings.simplify_m else _MAP_BYTES
         table = Task(
             f"{settings.step}/table/all",
             payload={**common, **origin},
             depends=(join.id, *(task.id for task in outlines)),
-            memory_bytes=per_pixel * total + 64 * _PICTURE_PIXELS**2 + 192 * 2**20,
+            memory_bytes=_table_memory(settings, total, pixel_m2),
         )
         return (
             Stage("parts", parts),
@@ -181,7 +187,8 @@ class PolygonsVerb(Verb):
     def run(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
         """Label a block, join, draw a block, or write."""
         stages = {"parts": self._parts, "join": self._join, "outlines": self._outlines, "table": self._table}
-        return stages[task.stage](settings, task, context)
+        with intact_shards(context.store.url(task.payload["store"])):
+            return stages[task.stage](settings, task, context)
 
     def finish(
         self, settings: PolygonsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
@@ -241,8 +248,7 @@ class PolygonsVerb(Verb):
     def _table(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
         classes = open_rasters(context.store.url(task.payload["store"]))[task.payload["variable"]]
         names = class_names(classes)
-        read = [_pieces(_read(context, f"outlines/{key}")) for key in _there(task, context, "outlines")]
-        numbers, outlines = join_outlines([one[0] for one in read], [one[1] for one in read])
+        numbers, outlines = _joined(task, context)
         held = _read(context, "regions")
         # regions of blocks whose outlines failed are not there
         regions = Regions(
@@ -340,6 +346,13 @@ def _source(settings: PolygonsSettings, context: PlanContext) -> tuple[PlannedSt
     return step, held[settings.variable]
 
 
+def _table_memory(settings: PolygonsSettings, pixels: int, pixel_m2: float) -> int:
+    """What the last task holds: outlines of the whole map, the picture, and the libraries."""
+    area = max(_REGION_PIXELS, settings.min_area_m2 / pixel_m2)
+    outline = _SIMPLIFIED_BYTES if settings.simplify_m else _OUTLINE_BYTES
+    return round(outline * pixels / math.sqrt(area)) + 64 * _PICTURE_PIXELS**2 + 256 * 2**20
+
+
 def _map_grid(context: PlanContext, layer: Layer) -> Any:
     assert context.geobox is not None, "a raster step has a grid"
     return context.geobox if layer.stride == 1 else context.geobox.zoom_out(layer.stride)
@@ -387,6 +400,12 @@ def _there(task: Task, context: TaskContext, stage: str) -> list[str]:
     return [name.split("/")[2] for name in found]
 
 
+def _joined(task: Task, context: TaskContext) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
+    """Numbers and outlines of all regions; the pieces are held no longer than this."""
+    read = [_pieces(_read(context, f"outlines/{key}")) for key in _there(task, context, "outlines")]
+    return join_outlines([numbers for numbers, _ in read], [shapes for _, shapes in read])
+
+
 def _pieces(arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.object_]]:
     if not len(arrays["region"]):
         return arrays["region"], np.zeros(0, object)
@@ -408,8 +427,14 @@ def _kept(context: TaskContext, name: str, arrays: Mapping[str, Any], **stats: i
 
 
 def _read(context: TaskContext, name: str) -> dict[str, npt.NDArray[Any]]:
-    with np.load(io.BytesIO(context.store.read_bytes(f"{context.folder}/{name}.npz")), allow_pickle=False) as held:
-        return {key: held[key] for key in held.files}
+    path = f"{context.folder}/{name}.npz"
+    content = context.store.read_bytes(path)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as held:
+            return {key: held[key] for key in held.files}
+    # what zip, its compression and NumPy raise depends on where they stumble; each part bears a checksum
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
+        raise damaged_shard(context.store.url(path), f"{type(error).__name__}: {error}") from error
 
 
 def _put(context: TaskContext, content: bytes, name: str, kind: str, title: str = "") -> Output:

@@ -169,6 +169,17 @@ def test_simpler_outlines_keep_the_ground_and_say_how_much_of_it_changed_hands(p
     np.testing.assert_array_equal(made["area_m2"], expected["area_m2"])
 
 
+def test_the_last_task_is_planned_for_the_outlines_of_the_whole_map(place: Path):
+    def planned(settings: str) -> int:
+        grid = "like: mosaic, block: 64"
+        plan = recipe(place, "window: 48", grid=grid, more=f"  - {{verb: polygons{settings}}}").plan()
+        (table,) = [task for task in plan.tasks if task.id == "polygons/table/all"]
+        return table.memory_bytes
+
+    # the larger the regions, the fewer corners; simpler outlines take all of them at once
+    assert planned(", min_area_m2: 100") < planned("") < planned(", simplify_m: 0.2")
+
+
 def test_some_classes_alone_and_without_a_score(place: Path, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     some = f"  - {{verb: polygons, classes: ['{NAMES[1]}', {CODES[0]}], score: null}}"
@@ -179,6 +190,44 @@ def test_some_classes_alone_and_without_a_score(place: Path, run: Path, tmp_path
     assert set(made["class"]) <= {CODES[0], CODES[1]}
     assert made["area_m2"].sum() == pytest.approx(float(held.isin([CODES[0], CODES[1]]).sum()) * 0.01)
     assert made["score"].isna().all()
+
+
+def test_a_map_of_which_nothing_is_left_is_an_empty_geopackage_with_an_item(place: Path, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    none = "  - {verb: polygons, min_area_m2: 1000000, small: drop, simplify_m: 0.2}"
+    done = recipe(place, "window: 48", more=none).run(tmp_path / "run", rebuild=True)
+    assert done.exit_code == 0
+    made = done.open("polygons")
+    assert len(made) == 0
+    assert made.crs.to_epsg() == 32652
+    assert list(categories(style_of(tmp_path / "run" / "polygons" / "habitats.gpkg"))) == [
+        str(code) for code in sorted(CODES)
+    ]
+    item = pystac.Item.from_file(str(tmp_path / "run" / "polygons" / "habitats.json"))
+    assert TableExtension.ext(item).row_count == 0
+    assert list(item.assets) == ["habitats"]
+    assert item.bbox[0] < item.bbox[2]
+
+
+def test_classes_without_names_and_colours_are_drawn_all_the_same(place: Path, run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run")
+    stores = [tmp_path / "run/predict/rasters.zarr" / name for name in ("class/zarr.json", "zarr.json")]
+    for path in stores:
+        document = json.loads(path.read_text())
+        held = [document, *document.get("consolidated_metadata", {}).get("metadata", {}).values()]
+        for one in held:
+            for key in ("flag_values", "flag_meanings", "flag_colors"):
+                one.get("attributes", {}).pop(key, None)
+        path.write_text(json.dumps(document))
+    done = recipe(place, "window: 48", more="  - {verb: polygons}").run(tmp_path / "run", rebuild=True)
+    assert done.exit_code == 0
+    made = done.open("polygons")
+    assert set(made["name"]) == {""}
+    found = categories(style_of(tmp_path / "run" / "polygons" / "habitats.gpkg"))
+    assert {value: label for value, (label, _) in found.items()} == {
+        str(code): f"class {code}" for code in sorted(set(made["class"]))
+    }
+    assert len({fill for _, fill in found.values()}) == len(found)
 
 
 @pytest.mark.parametrize(
