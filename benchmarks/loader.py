@@ -175,7 +175,7 @@ def waiting(folder: Path) -> dict[str, Any]:
         loaded = next(loader)
         ready = time.perf_counter()
         sample = {name: value.to(device, non_blocking=True) for name, value in loaded.items()}
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             loss = model.loss(*views(dataset.decode(sample)["image"])).total
         optimiser.zero_grad()
         loss.backward()
