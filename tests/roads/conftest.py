@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from geoeco.cli import app
 from geoeco.simulate import write_s2_world
 
 #: The command, as users call it.
@@ -41,7 +43,21 @@ def copy_recipe(name: str, folder: Path) -> None:
 
 
 def geoeco(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+    """Run the command line to its end, in this process: what a new one imports costs seconds."""
+    words = [str(argument) for argument in arguments]
+    handler = signal.getsignal(signal.SIGTERM)
+    with contextlib.chdir(folder):
+        try:
+            done = CliRunner().invoke(app, words)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
+
+
+def geoeco_alone(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end in a process of its own, whose memory can be measured."""
     return subprocess.run(
         [GEOECO, *(str(argument) for argument in arguments)], cwd=folder, capture_output=True, text=True, check=False
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from geoeco.steps import Recipe
-from tests.roads.conftest import geoeco, records
+from tests.roads.conftest import geoeco_alone, records
 
 RECIPE = """
 geoeco: 1
@@ -37,7 +37,7 @@ def run(folder: Path, name: str, *settings: str) -> tuple[int, int, int]:
     """Blocks, the plan's bound and the measured peak of one run in a process of its own, bytes."""
     plan = Recipe.load(folder / "bounded.yaml", settings=settings).plan()
     options = [word for setting in settings for word in ("--set", setting)]
-    done = geoeco("run", "bounded.yaml", "--out", name, "--quiet", *options, folder=folder)
+    done = geoeco_alone("run", "bounded.yaml", "--out", name, "--quiet", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     peak = max(json.loads(text)["peak_bytes"] for text in records(folder / name, "*/*").values())
     blocks = len(records(folder / name, "cube/blocks"))

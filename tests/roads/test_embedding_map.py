@@ -14,7 +14,7 @@ from sklearn.metrics import v_measure_score
 from geoeco.cubes import open_rasters
 from geoeco.engine import IDLE_WORKER_BYTES
 from geoeco.simulate import read_truth
-from tests.roads.conftest import copy_recipe, geoeco, records
+from tests.roads.conftest import copy_recipe, geoeco_alone, records
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("map")
     (folder / "world").symlink_to(world)
     copy_recipe("embedding_map", folder)
-    done = geoeco("run", "embedding_map.yaml", "--out", "map", "--quiet", folder=folder)
+    done = geoeco_alone("run", "embedding_map.yaml", "--out", "map", "--quiet", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "map"
 

@@ -10,7 +10,7 @@ import pytest
 
 from geoeco.engine import IDLE_WORKER_BYTES
 from geoeco.steps import Recipe
-from tests.roads.conftest import contents, geoeco, records, start, until
+from tests.roads.conftest import contents, geoeco_alone, records, start, until
 from tests.steps.mosaic_runs import write_bundle, write_mosaic
 
 RECIPE = """
@@ -42,7 +42,7 @@ def test_a_map_that_is_killed_ends_with_the_same_bytes_within_its_bound(folder: 
     driver.wait()
     done = records(folder / "run", "predict/blocks")
     assert 3 <= len(done) < 25
-    assert geoeco("resume", "run", "--quiet", folder=folder).returncode == 0
+    assert geoeco_alone("resume", "run", "--quiet", folder=folder).returncode == 0
     after = records(folder / "run", "predict/blocks")
     assert len(after) == 25
     assert {name: after[name] for name in done} == done

@@ -23,8 +23,8 @@ RECIPE = """
 geoeco: 1
 name: lost
 inputs:
-  imagery: {catalog: world/catalog.json, period: [2020-08-01, 2022-03-31]}
-grid: {crs: EPSG:32631, area: [5.994, 50.796, 6.006, 50.804], block: 32}
+  imagery: {catalog: world/catalog.json, period: [2020-11-01, 2022-01-31]}
+grid: {crs: EPSG:32631, area: [5.994, 50.796, 6.006, 50.804], block: 48}
 steps:
   - {verb: cube, bands: [B04, B08]}
   - {verb: seasons, years: [2021]}
