@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,17 @@ from distributed import WorkerPlugin
 __all__ = ["GdalSettings", "running_keys", "worker_facts"]
 
 
+#: Workers of this process that hold settings, and what the environment said before the first of them came.
+_holders: set[int] = set()
+_before: dict[str, str | None] = {}
+_lock = threading.Lock()
+
+
 class GdalSettings(WorkerPlugin):
     """Sets GDAL's configuration in the environment of a worker, before it reads anything.
+
+    A worker may live in the process of its user (``processes=False``): when the last one of a process ends, the
+    environment is as it was before.
 
     Parameters
     ----------
@@ -26,9 +36,26 @@ class GdalSettings(WorkerPlugin):
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.settings = dict(settings)
 
-    def setup(self, worker: Any) -> None:  # noqa: ARG002
+    def setup(self, worker: Any) -> None:
         """Set them; called on each worker, also on those that come later."""
-        os.environ.update(self.settings)
+        with _lock:
+            _holders.add(id(worker))
+            for name in self.settings:
+                _before.setdefault(name, os.environ.get(name))
+            os.environ.update(self.settings)
+
+    def teardown(self, worker: Any) -> None:
+        """Undo them; called when a worker ends or gets other settings."""
+        with _lock:
+            _holders.discard(id(worker))
+            if _holders:
+                return
+            for name, value in _before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            _before.clear()
 
 
 def worker_facts(names: tuple[str, ...], dask_worker: Any = None) -> dict[str, Any]:
