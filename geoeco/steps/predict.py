@@ -6,10 +6,7 @@ block each. Settings and bookkeeping only; the numbers are `geoeco.mapping`'s.
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
-import hashlib
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,41 +14,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
-import pystac
 import xarray as xr
-from odc.geo.geobox import GeoBox
-from odc.geo.geom import box
 from pydantic import Field, PositiveFloat, field_validator, model_validator
-from pystac.extensions.projection import ProjectionExtension
-from shapely.geometry import mapping
 
-from geoeco.catalog import area_lonlat
 from geoeco.cubes import create_rasters, write_rasters
+from geoeco.cubes.shards import intact_shards
 from geoeco.engine import (
     Output,
     PlanContext,
     RecipePath,
     RunContext,
     Stage,
-    StepSettings,
     Task,
     TaskContext,
     TaskResult,
 )
-from geoeco.errors import GridError
 from geoeco.outputs import quicklook
-from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
+from geoeco.sensors.orthomosaic import Orthomosaic
 from geoeco.steps.bundles import (
     PlannedModel,
     bundle_digest,
-    bundle_item,
     bundle_url,
     is_step,
     planned_model,
 )
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
 from geoeco.steps.model_costs import network_bytes
-from geoeco.steps.provenance import ALWAYS
+from geoeco.steps.mosaics import PROFILES, MosaicSettings, as_json, map_sources, mosaic_of, mosaic_period, written
 
 if TYPE_CHECKING:
     from geoeco.mapping import Predictor, Tiling
@@ -62,8 +51,8 @@ __all__ = ["PredictSettings", "PredictVerb"]
 Span = tuple[int, int]
 MapOutput = Literal["class", "probability", "entropy", "confidence", "spread", "di", "aoa", "valid"]
 
-#: Files of the step: weights of feature levels, what the files of its layers must be told, and what the mosaic is.
-SCENE, PROFILES, MOSAIC = "scene.json", "layers.json", "mosaic.json"
+#: File of the step with the weights of feature levels.
+SCENE = "scene.json"
 #: Name of each layer for its readers.
 TITLES: Mapping[str, str] = {
     "class": "Class",
@@ -77,21 +66,15 @@ TITLES: Mapping[str, str] = {
 }
 
 
-class PredictSettings(StepSettings):
+class PredictSettings(MosaicSettings):
     """Which model, on which mosaic, in which windows, and what is kept."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "resources"})
 
     verb: Literal["predict"] = "predict"
-    mosaic: str = Field(description="name of the orthomosaic among the tables of the inputs")
     bundle: RecipePath | tuple[RecipePath, ...] = Field(
         description="name of a step that trains a segmentation, or folder of a bundle; several are an ensemble"
     )
-    bands: dict[str, int] | None = Field(
-        None, description="numbers in the file (from 1) of the mosaic's bands by name, where the file does not say"
-    )
-    scale: float | None = Field(None, gt=0, description="value of one stored unit, where the file does not say")
-    date: dt.date | None = Field(None, description="day of the flight, where the file does not say")
     window: int | None = Field(None, ge=8, le=8192, description="pixels along a side of a window")
     overlap: int | None = Field(None, ge=0, le=4096, description="pixels that neighbouring windows share")
     blend: Literal["auto", "core", "hann"] = Field(
@@ -144,13 +127,13 @@ class PredictVerb(RasterVerb):
         """The mosaic's, and digests of the bundles that are no steps of the recipe."""
         outside = [name for name in settings.bundles if not is_step(name, context)]
         return {
-            "mosaic": _mosaic(settings, context).fingerprint,
+            "mosaic": mosaic_of(settings, context).fingerprint,
             "bundles": {name: bundle_digest(context.path(name)) for name in outside},
         }
 
     def plan(self, settings: PredictSettings, context: PlanContext) -> tuple[Stage, ...]:
         """One task for the scene where feature levels are weighed once, and one a block."""
-        mosaic = _mosaic(settings, context)
+        mosaic = mosaic_of(settings, context)
         models = _models(settings, context)
         tiling = _checked(settings, mosaic, models)
         cost = _Cost(settings, models, tiling, mosaic, _block(context))
@@ -188,7 +171,7 @@ class PredictVerb(RasterVerb):
         """Check the bundles, their weights among them, and write the metadata of the raster store."""
         assert context.geobox is not None, "plan has checked the grid"
         bundles = _bundles(settings, context)
-        _checked(settings, _mosaic(settings, context.plan), bundles)
+        _checked(settings, mosaic_of(settings, context.plan), bundles)
         create_rasters(
             context.store.url(self.store_name(context.folder)),
             xr.Dataset(_template(settings, bundles)),
@@ -204,36 +187,16 @@ class PredictVerb(RasterVerb):
         self, settings: PredictSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
     ) -> Sequence[Output] | None:
         """Say what the map was made of, and draw classes and entropy."""
-        mosaic = _mosaic(settings, context.plan)
-        files = {MOSAIC: _json(_mosaic_item(mosaic, settings, self.period(settings, context.plan)))}
-        tags: dict[str, list[str]] = {"GEOECO_MODEL": [], "GEOECO_MODEL_SHA256": []}
-        links = [f"{context.folder}/{MOSAIC}"]
-        for number, name in enumerate(settings.bundles, start=1):
-            content = bundle_item(bundle_url(name, context))
-            item = json.loads(content)
-            tags["GEOECO_MODEL"].append(str(item["id"]))
-            # a multihash: 1220 stands for SHA-256
-            tags["GEOECO_MODEL_SHA256"].append(str(item["assets"]["model"]["file:checksum"]).removeprefix("1220"))
-            if is_step(name, context):
-                links.append(f"{name}/bundle/mlm.json")
-            else:
-                # what a relative link can lead to wherever the run folder is taken
-                files[f"model_{number}.json"] = content
-                links.append(f"{context.folder}/model_{number}.json")
-        profile = {
-            "storage": {},
-            "tags": {key: ",".join(values) for key, values in tags.items()},
-            "derived_from": links,
-        }
-        files[PROFILES] = _json({layer.name: profile for layer in self.layers(settings, context.plan)})
-        outputs = [_written(context, name, content, "metadata") for name, content in files.items()]
+        layers = [layer.name for layer in self.layers(settings, context.plan)]
+        outputs = map_sources(settings, settings.bundles, layers, context)
         rasters = self.open(settings, context)
+        store = context.store.url(self.store_name(context.folder))
         for name in ("class", "entropy"):
             if name in settings.outputs:
                 title = f"{TITLES[name]}, {context.recipe.name}"
-                with tempfile.TemporaryDirectory() as scratch:
+                with tempfile.TemporaryDirectory() as scratch, intact_shards(store):
                     drawn = quicklook(rasters[name], Path(scratch) / f"{name}.png", title=title).read_bytes()
-                outputs.append(_written(context, f"{name}.png", drawn, "quicklook", title))
+                outputs.append(written(context, f"{name}.png", drawn, "quicklook", title))
         return outputs
 
     def layers(self, settings: PredictSettings, context: PlanContext) -> tuple[Layer, ...]:
@@ -253,19 +216,18 @@ class PredictVerb(RasterVerb):
 
     def inputs(self, settings: PredictSettings, context: PlanContext) -> tuple[str, ...]:
         """Fingerprint of the mosaic."""
-        return (_mosaic(settings, context).fingerprint,)
+        return (mosaic_of(settings, context).fingerprint,)
 
     def period(self, settings: PredictSettings, context: PlanContext) -> tuple[str, str] | None:
         """Day of the flight, by the settings or by the file."""
-        day = str(settings.date or _mosaic(settings, context).date)
-        return (f"{day}T00:00:00Z", f"{day}T23:59:59Z") if day else None
+        return mosaic_period(settings, context)
 
     def _scene(self, settings: PredictSettings, context: TaskContext) -> TaskResult:
         from geoeco.mapping import scene_levels
 
         levels = scene_levels(_predictor(settings, context, None), context.seed)
-        content = _json(levels)
-        output = _written(context, SCENE, content, "metadata")
+        content = as_json(levels)
+        output = written(context, SCENE, content, "metadata")
         named = {f"model_{number}": value for number, value in enumerate(levels, start=1)}
         return TaskResult(digest=str(output.sha256), outputs=(output,), stats={"levels": named})
 
@@ -303,51 +265,6 @@ def _seen(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- mosaic and models -----------------------------------------------------------------------------------------------
-
-
-def _mosaic(settings: PredictSettings, context: PlanContext | TaskContext) -> Orthomosaic:
-    """The mosaic on the run's grid.
-
-    Raises
-    ------
-    GridError
-        If the run's grid is not the mosaic's, nor a coarser one from its corner.
-    """
-    path = context.recipe.table_path(settings.mosaic, context.recipe_folder)
-    # a file that was replaced is described anew
-    facts = Path(path).stat() if Path(path).exists() else None
-    stamp = None if facts is None else (facts.st_mtime_ns, facts.st_size)
-    found = _described(path, stamp, tuple((settings.bands or {}).items()), settings.scale)
-    grid = context.geobox
-    where = f"step {settings.step}: mosaic"
-    if grid is None:
-        raise GridError(
-            "the recipe has no grid", where=where, what_to_do=f"add grid: {{like: {settings.mosaic}}}", code="grid"
-        )
-    if not _same_grid(found.geobox, grid):
-        found = found.at(found.gsd_m * float(grid.resolution.x) / float(found.geobox.resolution.x))
-    if not _same_grid(found.geobox, grid):
-        raise GridError(
-            "the grid of the recipe is not that of the mosaic",
-            where=where,
-            what_to_do=f"write grid: {{like: {settings.mosaic}}}, with a resolution if it is to be coarser",
-        )
-    return found
-
-
-@functools.lru_cache(maxsize=4)
-def _described(
-    path: str,
-    stamp: tuple[int, int] | None,  # noqa: ARG001  (tells files of one name apart)
-    bands: tuple[tuple[str, int], ...],
-    scale: float | None,
-) -> Orthomosaic:
-    return describe_orthomosaic(path, bands=dict(bands) or None, scale=scale)
-
-
-def _same_grid(one: GeoBox, other: GeoBox) -> bool:
-    near = np.allclose(tuple(one.affine)[:6], tuple(other.affine)[:6], rtol=1e-12, atol=1e-9)
-    return bool(tuple(one.shape) == tuple(other.shape) and one.crs == other.crs and near)
 
 
 def _models(settings: PredictSettings, context: PlanContext) -> tuple[PlannedModel, ...]:
@@ -391,7 +308,7 @@ def _predictor(settings: PredictSettings, context: TaskContext, levels: Sequence
     from geoeco.mapping import Member, Predictor, device_of, precision_of, views_of, with_levels
 
     bundles = _bundles(settings, context)
-    mosaic = _mosaic(settings, context)
+    mosaic = mosaic_of(settings, context)
     precision = precision_of(settings.precision, device_of(settings.device))
     members = tuple(Member(bundle, views_of(settings.augment), precision) for bundle in bundles)
     if levels is not None:
@@ -420,51 +337,6 @@ def _template(settings: PredictSettings, models: Sequence[Any]) -> dict[str, xr.
         lead = (len(models[0].codes),) if name == "probability" else ()
         made[name] = np.zeros((*lead, 1, 1), np.uint8 if name in ("class", "aoa", "valid") else np.float32)
     return map_variables(made, models)
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _written(context: RunContext | TaskContext, name: str, content: bytes, kind: str, title: str = "") -> Output:
-    path = f"{context.folder}/{name}"
-    context.store.write_bytes(path, content)
-    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
-
-
-def _mosaic_item(mosaic: Orthomosaic, settings: PredictSettings, period: tuple[str, str] | None) -> dict[str, Any]:
-    """STAC item of the mosaic, that the map's own items lead to: where it lies, when it was flown, and its hash."""
-    grid = mosaic.native
-    assert grid.crs is not None, "a mosaic without a place is refused when it is planned"
-    bounds = grid.boundingbox
-    outline = area_lonlat(box(bounds.left, bounds.bottom, bounds.right, bounds.top, grid.crs))
-    start, end = (dt.datetime.fromisoformat(moment) for moment in period or ALWAYS)
-    item = pystac.Item(
-        id=settings.mosaic,
-        geometry=mapping(outline),
-        bbox=list(outline.bounds),
-        datetime=None,
-        start_datetime=start,
-        end_datetime=end,
-        properties={
-            "title": f"orthomosaic {settings.mosaic}",
-            "gsd": mosaic.gsd_m,
-            "geoeco:bands": list(mosaic.bands),
-            "geoeco:mask": mosaic.mask,
-            "geoeco:fingerprint": mosaic.fingerprint,
-        },
-    )
-    projection = ProjectionExtension.ext(item, add_if_missing=True)
-    epsg = grid.crs.to_epsg()
-    projection.apply(
-        code=None if epsg is None else f"EPSG:{epsg}",
-        wkt2=None if epsg else grid.crs.to_wkt(),
-        shape=[int(n) for n in grid.shape],
-        transform=[float(v) for v in tuple(grid.affine)[:6]],
-    )
-    item.add_asset("image", pystac.Asset(mosaic.path, media_type=pystac.MediaType.GEOTIFF, roles=["data"]))
-    document: dict[str, Any] = item.to_dict(include_self_link=False)
-    return document
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
