@@ -17,6 +17,7 @@ from geoeco.sampling.mosaic_splits import AreaSplit, BlockSplit, assert_no_leak,
 from geoeco.sampling.mosaic_stores import create_uav_chips, open_uav_chips, store_uav_chips, write_uav_chips
 from geoeco.sampling.mosaic_windows import check_overlap, grid_windows
 from geoeco.sampling.places import check_locations, points_from_table, sort_by_place
+from geoeco.sampling.scenes import SceneClasses, chip_scenes, scene_table
 from geoeco.sampling.splits import assert_disjoint, footprint_rings, spatial_split
 from geoeco.sampling.stores import (
     chips_fingerprint,
@@ -37,6 +38,7 @@ __all__ = [
     "ChipDesign",
     "ChipPlan",
     "MosaicSources",
+    "SceneClasses",
     "assert_disjoint",
     "assert_no_leak",
     "calendar_windows",
@@ -44,6 +46,7 @@ __all__ = [
     "check_overlap",
     "chip_footprints",
     "chip_geobox",
+    "chip_scenes",
     "chips_fingerprint",
     "chips_memory",
     "chips_table",
@@ -74,6 +77,7 @@ __all__ = [
     "points_from_table",
     "random_chips",
     "read_closeup",
+    "scene_table",
     "season_chips",
     "season_windows",
     "share_seen",

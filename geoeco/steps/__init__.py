@@ -5,6 +5,7 @@ from __future__ import annotations
 from geoeco.engine import Registry
 from geoeco.steps.chips import ChipsVerb
 from geoeco.steps.classify_crowns import ClassifyCrownsVerb
+from geoeco.steps.coarse_map import CoarseMapVerb
 from geoeco.steps.cog import CogVerb
 from geoeco.steps.crown_alignment import CrownAlignmentVerb
 from geoeco.steps.cube import CubeVerb
@@ -19,6 +20,7 @@ from geoeco.steps.train import TrainVerb
 from geoeco.steps.train_crowns import TrainCrownsVerb
 from geoeco.steps.train_segmentation import TrainSegmentationVerb
 from geoeco.steps.uav_chips import UavChipsVerb
+from geoeco.steps.weak_coarse import WeakCoarseVerb
 from geoeco.steps.windows import WindowsVerb
 
 __all__ = ["Layer", "RasterVerb", "Recipe", "registry"]
@@ -39,6 +41,8 @@ for _verb in (
     CrownAlignmentVerb,
     ClassifyCrownsVerb,
     PredictVerb,
+    WeakCoarseVerb,
+    CoarseMapVerb,
     PolygonsVerb,
     CogVerb,
 ):

@@ -133,6 +133,7 @@ __all__ = [
 _HOME = {
     "ChipDataModule": "geoeco.training.datamodule",
     "ChipDataset": "geoeco.training.chip_dataset",
+    "ChipScenes": "geoeco.training.scene_images",
     "ChipStatistics": "geoeco.training.statistics",
     "ConfusionMatrix": "geoeco.training.confusion",
     "CrownAlignment": "geoeco.training.crown_alignment",
@@ -141,6 +142,7 @@ _HOME = {
     "CrownPrediction": "geoeco.training.crown_learning",
     "ExpectedEncoder": "geoeco.training.expectations",
     "ExpectedSegmenter": "geoeco.training.expectations",
+    "FileScenes": "geoeco.training.scene_images",
     "Fitting": "geoeco.training.fitting",
     "FittingOptions": "geoeco.training.fitting",
     "Fold": "geoeco.training.folds",
@@ -158,6 +160,7 @@ _HOME = {
     "ProbeResult": "geoeco.training.probes",
     "ProbeTask": "geoeco.training.evaluation",
     "SEGMENTER_DEFAULTS": "geoeco.training.segmenters",
+    "Scenes": "geoeco.training.scene_images",
     "SeasonContrast": "geoeco.training.season_contrast",
     "SeasonPrediction": "geoeco.training.prediction",
     "SeasonViews": "geoeco.training.views",
@@ -194,16 +197,13 @@ _HOME = {
     "seco_eco_normalisation": "geoeco.training.statistics",
     "segmenter_arguments": "geoeco.training.segmenters",
     "soft_label_loss": "geoeco.training.photo_points",
+    "start_encoder": "geoeco.training.scene_images",
     "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",
     "train_crowns": "geoeco.training.crown_training",
     "train_segmentation": "geoeco.training.segmentation_training",
     "trained_encoder": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",
-    "ChipScenes": "geoeco.training.scene_images",
-    "FileScenes": "geoeco.training.scene_images",
-    "Scenes": "geoeco.training.scene_images",
-    "start_encoder": "geoeco.training.scene_images",
 }
 
 

@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from geoeco.errors import InputError
 from geoeco.models import SeasonPredictor, create_backbone
 from geoeco.training.bundles import ModelBundle
+from geoeco.training.expectations import expect_encoder
 
 __all__ = ["MIN_SIMILARITY", "Templates", "learn_patches", "patch_features", "patch_grid"]
 
@@ -311,12 +312,13 @@ def learn_patches(
     -------
     ModelBundle
         Of the task ``"classification"`` for windows of `patch` pixels: encoder and linear layer. Its notes hold the
-        `Templates`, how many patches were labelled how, and the settings.
+        `Templates`, how many patches were labelled how (of each class, and of the images of each label), and the
+        settings.
 
     Raises
     ------
     InputError
-        As `Templates.fit`, or if weights are no weights.
+        As `Templates.fit`, or if weights are no weights, or the encoder does not take patches of this size.
 
     Notes
     -----
@@ -333,6 +335,8 @@ def learn_patches(
         )
     if not strength > 0:
         raise InputError(f"strength is {strength}", what_to_do="give a positive number")
+    # a network that does not take such patches is found before any work
+    expect_encoder(str(encoder.arguments["name"]), len(encoder.bands), size=patch)
     features, labels = [], []
     digest = hashlib.sha256(encoder.fingerprint().encode())
     for image, valid, label in images:
@@ -349,6 +353,18 @@ def learn_patches(
     wanted = wanted[wanted >= 0]
     # none is 0: of the patches of a class at least one is not farther from their own mean than from background
     counts = {label: int((wanted == code).sum()) for code, label in enumerate(templates.classes)}
+    taken = {
+        label: {
+            "images": labels.count(label),
+            "patches": sum(int((c >= 0).sum()) for c, own in zip(codes, labels, strict=True) if own == label),
+            "background": sum(
+                int((c == templates.classes.index(background)).sum())
+                for c, own in zip(codes, labels, strict=True)
+                if own == label
+            ),
+        }
+        for label in templates.classes
+    }
     layer = _linear_layer(rows, wanted, _weights(class_weights, templates.classes), strength)
     arguments = {key: value for key, value in encoder.arguments.items() if key != "norm_splits"}
     network = create_backbone(**arguments)
@@ -370,9 +386,15 @@ def learn_patches(
             "templates": templates.as_notes(),
             "images": {label: labels.count(label) for label in templates.classes},
             "patches": counts,
+            "taken": taken,
             "settings": settings,
         },
-        "encoder": {"start": encoder.name, "training_hash": encoder.training_hash, "how": "frozen"},
+        "encoder": {
+            "start": encoder.name,
+            "training_hash": encoder.training_hash,
+            "how": "frozen",
+            **({"weights": encoder.notes["weights"]} if "weights" in encoder.notes else {}),
+        },
     }
     return ModelBundle(
         module=model,
