@@ -28,6 +28,9 @@ quickstart: $(BASE) ## install the base, simulate a small world, run recipes/qui
 	  -prune -print | sed 's|^\./|  |' | sort
 	@echo "open quickstart/run/report.html in a browser, the .tif files in QGIS"
 
+# As many processes as a small machine has cores: more threads in each would wait for each other.
+test test-all: export OMP_NUM_THREADS ?= 1
+
 test: $(ALL) ## all extras, then the tests that are not slow
 	$(BIN)/python -m pytest -m "not slow and not experiment" $(PYTEST_ARGS)
 
