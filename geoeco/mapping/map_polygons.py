@@ -73,7 +73,7 @@ def class_polygons(
     simplify_m : float
         Make the borders between polygons simpler, by about so many metres: a corner goes where the triangle with those
         beside it is smaller than the square of it. Neighbours keep sharing their border, and what has no class keeps
-        its own to the pixel, so that the total area stays. One pixel is enough to do away with the stairs.
+        its own to the pixel: the total area stays. Stairs of steps n pixels long go at the root of n / 2 pixels.
     block : int
         Pixels along the side of the blocks that the map is worked through in.
 

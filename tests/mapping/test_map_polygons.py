@@ -217,6 +217,19 @@ def test_a_straight_border_on_the_slant_loses_its_stairs():
     assert border.length == pytest.approx(20 * np.sqrt(2), rel=0.03)
 
 
+@pytest.mark.parametrize("run", [4, 10])
+def test_stairs_go_at_the_root_of_half_a_step(run):
+    rows, columns = np.indices((8 * run, 20))
+    classes = class_map(np.where(columns < 6 + rows // run, 1, 2))
+
+    def corners(pixels: float) -> int:
+        return len(shapely.get_coordinates(class_polygons(classes, simplify_m=pixels / 2).geometry[0]))
+
+    stairs = corners(0)
+    assert corners(0.98 * np.sqrt(run / 2)) == stairs
+    assert corners(1.02 * np.sqrt(run / 2)) < 0.6 * stairs
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     codes=arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([1, 2, 3, 255])),
