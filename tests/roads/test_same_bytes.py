@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ RECIPE = """
 geoeco: 1
 name: same
 inputs:
-  imagery: {catalog: world/catalog.json, period: [2020-08-01, 2022-03-31]}
-grid: {crs: EPSG:32631, area: [5.988, 50.792, 6.008, 50.808], block: 64}
+  imagery: {catalog: world/catalog.json, period: [2020-11-01, 2022-01-31]}
+grid: {crs: EPSG:32631, area: [5.992, 50.794, 6.006, 50.806], block: 64}
 steps:
   - {verb: cube, bands: [B04, B08]}
   - {verb: seasons, years: [2021]}
@@ -48,7 +49,9 @@ def test_local_cluster(folder: Path, workers: int, block: int) -> None:
     check(folder, f"local{workers}", "--cluster", "local", "--workers", workers, "--set", f"grid.block={block}")
 
 
-@pytest.mark.parametrize(("workers", "block"), [(1, 64), (2, 256)])
-def test_cluster_by_address(folder: Path, tmp_path: Path, workers: int, block: int) -> None:
-    with cluster(workers, tmp_path) as (address, _):
-        check(folder, f"tcp{workers}", "--cluster", address, "--set", f"grid.block={block}")
+def test_cluster_by_address(folder: Path, tmp_path: Path) -> None:
+    with cluster(2, tmp_path) as (address, workers):
+        check(folder, "tcp2", "--cluster", address, "--set", "grid.block=256")
+        workers[0].send_signal(signal.SIGKILL)
+        workers[0].wait()
+        check(folder, "tcp1", "--cluster", address)
