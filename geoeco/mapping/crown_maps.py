@@ -17,8 +17,10 @@ from pyproj import Geod
 from rasterio.features import geometry_mask
 from scipy.ndimage import binary_dilation
 
+from geoeco.cubes.shards import intact_shards
 from geoeco.errors import GridError, InputError
 from geoeco.sampling import open_uav_chips
+from geoeco.sensors.height_models import heights_within
 from geoeco.sensors.orthomosaic import Orthomosaic, as_orthomosaic
 from geoeco.training import ModelBundle, crown_table, embed_crowns
 
@@ -29,9 +31,6 @@ __all__ = ["classify_crowns"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-
-#: Percentile of the heights within a crown that is its height: the top, but not one stray return.
-HEIGHT_PERCENTILE = 95
 
 
 def classify_crowns(
@@ -102,7 +101,8 @@ def classify_crowns(
     count = np.bincount(of_crown)[:, None]
     probability, features = (_sums(values, of_crown) / count for values in (found.probability, found.features))
     shapes = placed.set_index("crown_id").geometry.loc[ids]
-    height = _heights(chips, samples, of_crown, shapes.to_numpy(), len(ids))
+    with intact_shards(str(store)):
+        height = _heights(chips, samples, of_crown, shapes.to_numpy(), len(ids))
     last = known.sort_values(["date", "sample"]).drop_duplicates("crown_id", keep="last").set_index("crown_id").loc[ids]
     columns: dict[str, Any] = {
         "crown_id": ids.astype(np.int32),
@@ -117,7 +117,8 @@ def classify_crowns(
     if mosaic is not None:
         columns["edge"] = _edges_of_mosaic(as_orthomosaic(mosaic), shapes)
     elif chips.attrs.get("context") != "zero":
-        columns["edge"] = _edges_of_chips(chips, samples, of_crown, shapes.to_numpy(), len(ids))
+        with intact_shards(str(store)):
+            columns["edge"] = _edges_of_chips(chips, samples, of_crown, shapes.to_numpy(), len(ids))
     columns |= {
         "labelled": last["class_name"].to_numpy(dtype=object),
         "split": last["split"].to_numpy(dtype=object),
@@ -188,9 +189,7 @@ def _heights(
             if "instance" in chip
             else geometry_mask([shapes[crown]], valid.shape, Affine(*corners[sample]), invert=True)
         )
-        inside = values[own & valid & np.isfinite(values)]
-        if inside.size:
-            height[crown] = np.fmax(height[crown], np.percentile(inside, HEIGHT_PERCENTILE))
+        height[crown] = np.fmax(height[crown], heights_within(values, own & valid).top)
     return height
 
 

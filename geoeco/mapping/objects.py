@@ -22,6 +22,7 @@ from geoeco.errors import GridError, InputError
 from geoeco.grid import as_crs
 from geoeco.mapping.map_polygons import exact_grid, ground_pixel, minimum_pixels
 from geoeco.mapping.outlines import block_outlines, fill_holes, join_outlines, placed
+from geoeco.sensors.height_models import heights_within
 from geoeco.variables import describe
 
 if TYPE_CHECKING:
@@ -348,8 +349,6 @@ def crown_heights(crowns: gpd.GeoDataFrame, chm: xr.DataArray, *, percentile: fl
     """
     from rasterio.features import geometry_mask
 
-    if not 0 <= percentile <= 100:
-        raise InputError(f"there is no percentile {percentile}", what_to_do="give 0 to 100")
     geobox = exact_grid(chm)
     _same_crs(crowns, geobox)
     found = np.full((len(crowns), 3), np.nan)
@@ -364,11 +363,7 @@ def crown_heights(crowns: gpd.GeoDataFrame, chm: xr.DataArray, *, percentile: fl
         inside = geometry_mask([shape], own.shape, own.affine, invert=True)
         if not inside.any():
             continue
-        values = chm.isel(y=y, x=x).to_numpy()[inside]
-        known = values[np.isfinite(values)].astype(np.float64)
-        found[at, 2] = known.size / values.size
-        if known.size:
-            found[at, :2] = known.max(), np.percentile(known, percentile)
+        found[at] = heights_within(chm.isel(y=y, x=x).to_numpy().astype(np.float64), inside, percentile)
     return crowns.assign(
         height_max=found[:, 0], **{f"height_p{percentile:g}": found[:, 1]}, height_fraction=found[:, 2]
     )

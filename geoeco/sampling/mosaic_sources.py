@@ -23,6 +23,7 @@ import rasterio.shutil
 from geoeco.errors import GridError, InputError
 from geoeco.sampling.mosaic_crowns import PlacedCrowns, place_crowns
 from geoeco.sampling.mosaic_layers import IGNORE, check_layer
+from geoeco.sensors.height_models import describe_height_file
 from geoeco.sensors.orthomosaic import Orthomosaic, as_orthomosaic, describe_orthomosaic
 from geoeco.vectors import read_boxes, read_crowns
 
@@ -232,9 +233,9 @@ def open_sources(
 
 
 def _beside(path: Any, mosaic: Orthomosaic, *, codes: bool) -> Orthomosaic:
-    """Raster beside a mosaic; one of a mosaic without georeference has the same pixels."""
+    """Raster of codes or of heights beside a mosaic; one of a mosaic without georeference has the same pixels."""
     if mosaic.georeferenced:
-        return describe_orthomosaic(path, codes=codes)
+        return describe_orthomosaic(path, codes=True) if codes else describe_height_file(path)
     gsd = None if math.isnan(mosaic.gsd_m) else mosaic.native.transform.a
     return describe_orthomosaic(path, codes=codes, allow_ungeoreferenced=True, gsd_m=gsd)
 

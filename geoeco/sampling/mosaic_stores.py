@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from geoeco.cubes.shards import Objects, bitshuffled_lz4, checksummed, encode_shard, write_shard
+from geoeco.cubes.shards import Objects, bitshuffled_lz4, checksummed, encode_shard, intact_shards, write_shard
 from geoeco.errors import InputError, OutputError
 from geoeco.sampling.images import in_threads
 from geoeco.sampling.mosaic_layers import IGNORE
@@ -235,15 +235,21 @@ def open_uav_chips(store: str, *, chunks: Any = None) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Lazy. Network input is ``image * image.attrs["scale"]`` (unit "1"), 0 where not ``valid``.
+        Pixels are lazy; what is known of each chip has been read. Network input is ``image * image.attrs["scale"]``
+        (unit "1"), 0 where not ``valid``.
 
     Raises
     ------
     OutputError
         If there is no finished store.
+    ReadError
+        If what is known of the chips is damaged. Damaged pixels are told when they are read within
+        `geoeco.cubes.shards.intact_shards`.
     """
     _found(store)
     chips: xr.Dataset = xr.open_zarr(store, chunks=chunks, consolidated=False, mask_and_scale=False)
+    with intact_shards(store):
+        chips = chips.assign({name: v.load() for name, v in chips.data_vars.items() if name not in PIXELS})
     chips = chips.assign_coords(band=[str(band) for band in chips.attrs["bands"]])
     chips.attrs.pop(_MARK)
     return chips

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from geoeco.errors import GridError, InputError
 from geoeco.sensors.mosaic_files import opened_mosaic, source_path
 from geoeco.sensors.mosaic_reading import Orthomosaic, describe_orthomosaic
 
-__all__ = ["HeightModel", "describe_heights"]
+__all__ = ["HeightModel", "HeightsWithin", "describe_height_file", "describe_heights", "heights_within"]
 
 #: Metres in a unit of height, by the names that files give it.
 _UNITS = {
@@ -180,9 +180,9 @@ def describe_heights(
     if resampling not in ("max", "mean"):
         raise InputError(f"heights are resampled by 'max' or 'mean', not {resampling!r}")
     if chm is not None and dsm is None and dtm is None:
-        upper, lower = _describe(chm, "chm", nodata), None
+        upper, lower = describe_height_file(chm, nodata=nodata), None
     elif chm is None and dsm is not None and dtm is not None:
-        upper, lower = _describe(dsm, "dsm", nodata), _describe(dtm, "dtm", nodata)
+        upper, lower = describe_height_file(dsm, "dsm", nodata=nodata), describe_height_file(dtm, "dtm", nodata=nodata)
         if not _same_grid(upper.geobox, lower.geobox):
             raise GridError(
                 "surface and terrain model lie on different grids",
@@ -208,8 +208,69 @@ def describe_heights(
     return HeightModel(mosaic.geobox, upper, lower, resampling)
 
 
-def _describe(path: Path, role: str, nodata: float | Literal["auto"] | None) -> Orthomosaic:
-    """Height model as a mosaic of one band whose scale leads to metres."""
+class HeightsWithin(NamedTuple):
+    """Heights of the pixels of one crown, metres; NaN where none is known.
+
+    Attributes
+    ----------
+    highest : float
+    top : float
+        The percentile that was asked for.
+    fraction : float
+        Part of the pixels whose height is known; NaN where there is no pixel.
+    """
+
+    highest: float
+    top: float
+    fraction: float
+
+
+def heights_within(heights: npt.NDArray[Any], inside: npt.NDArray[np.bool_], percentile: float = 95.0) -> HeightsWithin:
+    """Sum up the heights of the pixels of one crown.
+
+    Parameters
+    ----------
+    heights : numpy.ndarray, shape (y, x)
+        Metres, NaN where unknown.
+    inside : numpy.ndarray of bool, shape (y, x)
+        The crown.
+    percentile : float
+        Within 0..100. 95 is the top of a crown, but not one stray return.
+
+    Raises
+    ------
+    InputError
+        If the percentile is not within 0..100.
+    """
+    if not 0 <= percentile <= 100:
+        raise InputError(f"there is no percentile {percentile}", what_to_do="give 0 to 100")
+    values = heights[inside]
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return HeightsWithin(math.nan, math.nan, 0.0 if values.size else math.nan)
+    return HeightsWithin(float(known.max()), float(np.percentile(known, percentile)), known.size / values.size)
+
+
+def describe_height_file(
+    path: Path, role: str = "chm", *, nodata: float | Literal["auto"] | None = "auto"
+) -> Orthomosaic:
+    """Describe a height model as a mosaic of one band whose scale leads to metres.
+
+    Parameters
+    ----------
+    path : path
+    role : str
+        What it is, for messages.
+    nodata : float, "auto" or None
+        As of `describe_heights`.
+
+    Raises
+    ------
+    InputError
+        If the file has several bands, an offset, or is in a unit that is not known.
+    ReadError
+        If it cannot be read.
+    """
     found = source_path(path)
     with opened_mosaic(str(found)) as file:
         count, unit = file.count, (file.units[0] or "").strip().lower()

@@ -7,6 +7,8 @@ only; the numbers are `geoeco.sampling`'s.
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import hashlib
 import io
 import json
@@ -25,6 +27,7 @@ import shapely
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from geoeco.cubes.shards import damaged_shard, intact_shards
 from geoeco.engine import (
     Output,
     PlanContext,
@@ -113,6 +116,12 @@ class UavChipsSettings(StepSettings):
         None, description="names of bands and their numbers in the file; as the file says when not given"
     )
     scale: float | None = Field(None, gt=0, description="value of one stored unit, where the file does not say")
+    nodata: float | tuple[float, ...] | Literal["auto"] | None = Field(
+        "auto", description="value of pixels without data, or one a band; auto: as the file says; null: all are valid"
+    )
+    date: dt.date | tuple[dt.date, ...] | None = Field(
+        None, description="day of the flight, where the file does not say; a list with one for each mosaic"
+    )
     kind: Literal["grid", "crown", "random"] = Field("grid", description="on a grid, round crowns, or at random")
     chip_m: float | None = Field(None, gt=0, description="side of a chip, metres; crowns: that of the largest if null")
     overlap_m: float = Field(0.0, ge=0, description="ground that neighbours of a grid share, metres")
@@ -148,7 +157,21 @@ class UavChipsSettings(StepSettings):
             raise ValueError("crown chips need crowns")
         if self.kind != "crown" and self.context != "keep":
             raise ValueError("only crown chips have a context other than keep")
+        if isinstance(self.date, tuple) and len(self.date) != len(self.mosaics):
+            raise ValueError(
+                f"{len(self.date)} dates for {len(self.mosaics)} mosaics: give one for each, or one for all"
+            )
         return self
+
+    @property
+    def mosaics(self) -> tuple[str, ...]:
+        """Names of the mosaics."""
+        return (self.mosaic,) if isinstance(self.mosaic, str) else self.mosaic
+
+    @property
+    def dates(self) -> tuple[dt.date | None, ...]:
+        """Day of the flight of each mosaic, where it is said here."""
+        return self.date if isinstance(self.date, tuple) else (self.date,) * len(self.mosaics)
 
 
 class UavChipsVerb(Verb):
@@ -225,7 +248,7 @@ class UavChipsVerb(Verb):
         ]
         chips = self.open(settings, context)
         sources = _sources(settings, context.plan.table)
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, intact_shards(store.url(f"{folder}/{STORE}")):
             for file, kind, title, make in _extras(context, chips, sources):
                 body = make(Path(scratch) / file).read_bytes()
                 store.write_bytes(f"{folder}/{file}", body)
@@ -293,7 +316,7 @@ def _survey(settings: UavChipsSettings, sources: MosaicSources, design: ChipDesi
         context.store.write_bytes(f"{context.folder}/{CROWNS}", crowns)
     template = [name for name in context.store.sizes(f"{context.folder}/{STORE}") if not _PIXEL_OBJECT.search(name)]
     return TaskResult(
-        digest=digest_of([hashlib.sha256(body).hexdigest() for body in (table, crowns or b"")] + [json.dumps(about)]),
+        digest=_survey_digest(table, crowns, about),
         outputs=parts_of(context.store, [*(f"{context.folder}/{f}" for f in (TABLE, PLAN, CROWNS)), *template]),
         stats={"chips": len(plan.table), "splits": plan.notes["splits"], "warnings": plan.notes["warnings"]},
     )
@@ -301,7 +324,7 @@ def _survey(settings: UavChipsSettings, sources: MosaicSources, design: ChipDesi
 
 def _cut(sources: MosaicSources, task: Task, context: TaskContext) -> TaskResult:
     """Cut and write the chips of one shard; nothing where the survey left fewer chips than there might have been."""
-    plan = _read_plan(context.store, context.folder)
+    plan = _read_plan(context)
     first, count = int(task.payload["first"]), int(task.payload["count"])
     count = min(count, len(plan.table) - first)
     if count <= 0:
@@ -388,9 +411,15 @@ def _sources(settings: UavChipsSettings, table: Callable[[str], str]) -> MosaicS
             return None
         return table(names) if isinstance(names, str) else [table(name) for name in names]
 
-    mosaics = [settings.mosaic] if isinstance(settings.mosaic, str) else settings.mosaic
+    described = [
+        describe_orthomosaic(table(name), bands=settings.bands, scale=settings.scale, nodata=settings.nodata)
+        for name in settings.mosaics
+    ]
     return open_sources(
-        [describe_orthomosaic(table(name), bands=settings.bands, scale=settings.scale) for name in mosaics],
+        [
+            one if day is None else dataclasses.replace(one, date=day.isoformat())
+            for one, day in zip(described, settings.dates, strict=True)
+        ],
         target_gsd=settings.target_gsd,
         labels=paths(settings.labels),
         chm=paths(settings.chm),
@@ -463,9 +492,26 @@ def _parquet(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def _read_plan(store: RunStore, folder: str) -> ChipPlan:
-    about = store.read_json(f"{folder}/{PLAN}")
-    table = pd.read_parquet(io.BytesIO(store.read_bytes(f"{folder}/{TABLE}")))
+def _survey_digest(table: bytes, crowns: bytes | None, about: Mapping[str, Any]) -> str:
+    """Digest of all that the survey found out."""
+    return digest_of([hashlib.sha256(body).hexdigest() for body in (table, crowns or b"")] + [json.dumps(about)])
+
+
+def _read_plan(context: TaskContext) -> ChipPlan:
+    """The plan that the survey wrote.
+
+    Raises
+    ------
+    ReadError
+        If its files are not those that were written.
+    """
+    store, folder = context.store, context.folder
+    about, written = store.read_json(f"{folder}/{PLAN}"), store.read_bytes(f"{folder}/{TABLE}")
+    crowns = store.read_bytes(f"{folder}/{CROWNS}") if store.exists(f"{folder}/{CROWNS}") else None
+    (survey,) = (record for name, record in context.upstream.items() if name.split("/")[1] == "survey")
+    if _survey_digest(written, crowns, about) != survey["digest"]:
+        raise damaged_shard(store.url(folder), f"{PLAN}, {TABLE} or {CROWNS} is not as the survey wrote it")
+    table = pd.read_parquet(io.BytesIO(written))
     table["footprint"] = shapely.from_wkb(table["footprint"].to_numpy())
     table["ground"] = shapely.from_wkb(table["ground"].to_numpy(dtype=object))
     return ChipPlan(table, int(about["size"]), tuple(about["bands"]), about["attrs"], about["notes"])

@@ -14,7 +14,7 @@ import xarray as xr
 from geoeco.errors import GeoecoError, InputError, RecipeError
 from geoeco.sampling import AreaSplit, BlockSplit, crown_chips, grid_chips, open_uav_chips
 from geoeco.steps import Recipe
-from tests.sampling.test_mosaic_chips import CRS, LEFT, TOP, World
+from tests.sampling.test_mosaic_chips import CRS, LEFT, TOP, World, write
 
 RECIPE = """
 geoeco: 1
@@ -208,7 +208,28 @@ def test_the_plan_holds_all_chips_there_might_be(world, run, trees):
     assert all(task.memory_bytes > 8 * chip for task in tasks[1:])
 
 
+def test_what_the_file_does_not_say_of_nodata_and_the_day_the_recipe_says(world, tmp_path):
+    write(tmp_path / "bare.tif", world.image)
+    text = """
+geoeco: 1
+name: bare
+inputs: {tables: {ortho: bare.tif}}
+steps:
+  - {verb: uav_chips, mosaic: ortho, chip_m: 30, nodata: 0, date: 2024-05-03}
+"""
+    run = Recipe.parse(text, folder=str(tmp_path)).run(tmp_path / "run")
+    chips, expected = run.open("uav_chips").load(), grid_chips(world.mosaic, chip_m=30)
+    assert (chips.attrs["dates"], expected.attrs["dates"]) == (["2024-05-03"], ["2025-07-14"])
+    np.testing.assert_array_equal(chips["valid"], expected["valid"])
+    assert not grid_chips(tmp_path / "bare.tif", chip_m=30)["valid"].equals(expected["valid"])
+    # where the file says it, another rule is an error and not left aside
+    with pytest.raises(InputError, match=r"the rule nodata=7\.0 would not be used"):
+        recipe(world, TREES, "steps.0.nodata=7").plan()
+
+
 WRONG = [
+    (["steps.0.date=[2024-05-03, 2024-05-04]"], RecipeError, "2 dates for 1 mosaics"),
+    (["steps.0.nodata=none"], RecipeError, "nodata"),
     (["steps.0.chip_m=null"], RecipeError, "grid chips need chip_m"),
     (["steps.0.split={}"], RecipeError, "either areas or block_m"),
     (["steps.0.context=zero"], RecipeError, "only crown chips"),
