@@ -27,6 +27,7 @@ from geoeco.steps.crown_tables import crowns_of_chips
 from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
+from geoeco.steps.training_files import needs_ml
 from geoeco.steps.uav_chips import UavChipsSettings
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
@@ -94,6 +95,9 @@ class ClassifyCrownsVerb(Verb):
         where = f"step {settings.step}"
         chips = UavChipSource.of(settings, context)
         chips.check_crowns(where)
+        with needs_ml(settings.step):
+            # what the task imports
+            from geoeco.mapping import classify_crowns  # noqa: F401
         model = planned_model(settings.bundle, context, f"{where}: bundle")
         _check_model(settings, model, chips)
         if settings.store is not None and settings.crowns is None:
@@ -232,8 +236,7 @@ def _inputs(settings: ClassifyCrownsSettings, context: PlanContext) -> list[str]
 def _mosaics_of_chips(settings: ClassifyCrownsSettings, context: PlanContext) -> list[str]:
     step = context.step(settings.chips, verb="uav_chips")
     assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
-    names = step.settings.mosaic
-    return [context.table(name) for name in ((names,) if isinstance(names, str) else names)]
+    return [context.table(name) for name in step.settings.mosaics]
 
 
 def _model_item(settings: ClassifyCrownsSettings, context: TaskContext) -> str:

@@ -41,6 +41,7 @@ from geoeco.steps.bundles import (
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.mosaics import PROFILES, MosaicSettings, as_json, map_sources, mosaic_of, mosaic_period, written
+from geoeco.steps.training_files import needs_ml
 
 if TYPE_CHECKING:
     from geoeco.mapping import Predictor, Tiling
@@ -273,7 +274,8 @@ def _models(settings: PredictSettings, context: PlanContext) -> tuple[PlannedMod
 
 def _checked(settings: PredictSettings, mosaic: Orthomosaic, models: Sequence[Any]) -> Tiling:
     """Windows of the map; refuses what can be known to be wrong before any work."""
-    from geoeco.mapping import check_segmenters, choose_tiling
+    with needs_ml(settings.step):
+        from geoeco.mapping import check_segmenters, choose_tiling
 
     check_segmenters(models, mosaic)
     return choose_tiling(

@@ -31,6 +31,7 @@ from geoeco.steps.training_files import (
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
     fitting_options,
+    needs_ml,
     outside_file,
     read_columns,
     sha256_of,
@@ -286,15 +287,8 @@ def expected_backbone(backbone: str, size: int | None, chips: UavChipSource, ste
         If there is no such network, it does not take such images, the size is smaller than the chips, or the extra is
         not installed.
     """
-    try:
+    with needs_ml(step):
         from geoeco.training import expect_encoder
-    except ImportError as error:
-        raise InputError(
-            f"training needs packages that are not installed: {error}",
-            where=f"step {step}",
-            what_to_do="pip install 'geoeco[ml]'",
-            code="extra",
-        ) from error
     check_size(size, chips, step)
     side = size or chips.size
     expected = expect_encoder(backbone, len(chips.bands), size=side)

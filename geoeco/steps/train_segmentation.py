@@ -25,6 +25,7 @@ from geoeco.steps.training_files import (
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
     fitting_options,
+    needs_ml,
     outside_file,
     read_columns,
     sha256_of,
@@ -321,15 +322,8 @@ def _expected(settings: TrainSegmentationSettings, chips: UavChipSource) -> Any:
     InputError
         If it cannot be made, or the extra is not installed.
     """
-    try:
+    with needs_ml(settings.step):
         from geoeco.training import expect_segmenter, segmenter_arguments
-    except ImportError as error:
-        raise InputError(
-            f"training needs packages that are not installed: {error}",
-            where=f"step {settings.step}",
-            what_to_do="pip install 'geoeco[ml]'",
-            code="extra",
-        ) from error
     arguments = segmenter_arguments(
         settings.network, settings.arguments, bands=len(chips.bands), classes=len(chips.classes)
     )
