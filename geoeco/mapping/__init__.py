@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from geoeco.mapping.coarse_maps import CoarseMapper, coarse_grid, coarse_map, coarse_variables
     from geoeco.mapping.composites import Period, season_composites
     from geoeco.mapping.crown_maps import classify_crowns
-    from geoeco.mapping.devices import device_of, precision_of
+    from geoeco.mapping.devices import device_of, fixed_arithmetic, precision_of
     from geoeco.mapping.embedding_maps import embed
     from geoeco.mapping.inputs import check_model, stored_bands
     from geoeco.mapping.lattice import Lattice
@@ -63,6 +63,7 @@ __all__ = [
     "crowns_from_instances",
     "device_of",
     "embed",
+    "fixed_arithmetic",
     "gather_objects",
     "instances_from_crowns",
     "map_variables",
@@ -104,6 +105,7 @@ _MODULES = {
     "crowns_from_instances": "objects",
     "device_of": "devices",
     "embed": "embedding_maps",
+    "fixed_arithmetic": "devices",
     "gather_objects": "objects",
     "instances_from_crowns": "objects",
     "map_variables": "map_layers",

@@ -193,7 +193,7 @@ class WeakCoarseVerb(ModelVerb):
 
     def run(self, settings: WeakCoarseSettings, task: Task, context: TaskContext) -> TaskResult:
         """Learn, and put bundle, counts and a picture of the patches into the step's folder."""
-        from geoeco.mapping.devices import fixed_arithmetic
+        from geoeco.mapping import fixed_arithmetic
         from geoeco.training import ModelBundle, learn_patches, start_encoder
 
         root = TrainingFiles(context)
