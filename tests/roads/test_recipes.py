@@ -14,7 +14,7 @@ from rio_cogeo import cog_validate
 from geoeco.sampling import open_chips
 from geoeco.simulate import read_truth, write_chip_world
 from geoeco.steps import Recipe
-from tests.roads.conftest import copy_recipe, geoeco
+from tests.roads.conftest import copy_recipe, geoeco_alone
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def folder(world: Path, tmp_path: Path) -> Path:
 
 def run(folder: Path, recipe: str, *options: str) -> Path:
     copy_recipe(recipe, folder)
-    done = geoeco("run", f"{recipe}.yaml", "--out", recipe, "--quiet", *options, folder=folder)
+    done = geoeco_alone("run", f"{recipe}.yaml", "--out", recipe, "--quiet", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / recipe
 
 
 def test_a_recipe_is_copied_as_it_is(tmp_path: Path) -> None:
-    copied = geoeco("recipes", "copy", "quickstart", folder=tmp_path)
+    copied = geoeco_alone("recipes", "copy", "quickstart", folder=tmp_path)
     assert copied.returncode == 0, copied.stdout + copied.stderr
     written = (tmp_path / "quickstart.yaml").read_bytes()
     copy_recipe("quickstart", tmp_path)
