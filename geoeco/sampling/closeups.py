@@ -128,14 +128,19 @@ def closeup_path(folder: str | os.PathLike[str], photo: str) -> Path:
         If there is no such file.
     """
     root = Path(folder).resolve()
-    path = (root / photo).resolve()
+    try:
+        path = (root / photo).resolve()
+        there = path.is_file()
+    # a name that no file can have: with a zero byte, or too long
+    except (ValueError, OSError) as error:
+        raise InputError(f"the photo {photo[:40]!r} bears no name of a file: {error}", where=str(root)) from error
     if not photo or Path(photo).is_absolute() or not path.is_relative_to(root):
         raise InputError(
             f"the photo {photo!r} does not lie in the folder of its table",
             where=str(root),
             what_to_do="give paths relative to the table, without '..' and links that lead elsewhere",
         )
-    if not path.is_file():
+    if not there:
         raise ReadError("there is no such photo", where=str(path))
     return path
 

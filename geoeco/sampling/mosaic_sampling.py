@@ -7,7 +7,8 @@ the verb ``uav_chips`` does.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
 
 import geopandas as gpd
 import numpy as np
@@ -17,14 +18,37 @@ from odc.geo.crs import CRS
 
 from geoeco.errors import InputError
 from geoeco.sampling.mosaic_chips import Context, cut_chips
-from geoeco.sampling.mosaic_plans import ChipDesign, TooLarge, plan_chips
-from geoeco.sampling.mosaic_sources import MosaicSources, open_sources
+from geoeco.sampling.mosaic_plans import ChipDesign, Kind, TooLarge, plan_chips
+from geoeco.sampling.mosaic_sources import open_sources
 from geoeco.sampling.mosaic_splits import AreaSplit, BlockSplit
 from geoeco.sampling.mosaic_windows import EdgePolicy
 
 __all__ = ["chip_footprints", "crown_chips", "grid_chips", "random_chips"]
 
 Split = BlockSplit | AreaSplit | None
+
+
+class ChipOptions(TypedDict, total=False):
+    """Keywords that all kinds of chips take; `grid_chips` says what they are."""
+
+    target_gsd: float | None
+    labels: Any
+    crown_class: str | None
+    chm: Any
+    split: Split
+    min_valid: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Options:
+    target_gsd: float | None = None
+    labels: Any = None
+    crown_class: str | None = None
+    chm: Any = None
+    split: Split = None
+    min_valid: float = 0.0
+    seed: int = 0
 
 
 def grid_chips(
@@ -34,20 +58,14 @@ def grid_chips(
     overlap_m: float = 0.0,
     edge: EdgePolicy = "shift",
     edge_band_m: float = 0.0,
-    target_gsd: float | None = None,
-    labels: Any = None,
     crowns: Any = None,
-    crown_class: str | None = None,
-    chm: Any = None,
-    split: Split = None,
-    min_valid: float = 0.0,
-    seed: int = 0,
+    **options: Unpack[ChipOptions],
 ) -> xr.Dataset:
     """Chips on a regular grid.
 
     Parameters
     ----------
-    mosaic, target_gsd, labels, crowns, crown_class, chm
+    mosaic, crowns
         As of `open_sources`.
     chip_m, overlap_m : float
         Side of a chip and ground that neighbours share, metres on the ground; the overlap is rounded up to whole
@@ -56,11 +74,10 @@ def grid_chips(
         What becomes of chips that would reach beyond the mosaic: moved in, padded with invalid pixels, left out.
     edge_band_m : float
         Band along the sides of a chip in which a crown does not count as whole, metres.
-    split : BlockSplit or AreaSplit, optional
-    min_valid : float
-        Least valid part of a chip; chips without a valid pixel are never kept.
-    seed : int
-        Of the order in which blocks are handed out.
+    **options
+        ``target_gsd, labels, crown_class, chm`` as of `open_sources`; ``split``, a BlockSplit or an AreaSplit, none
+        when not given; ``min_valid``, the least valid part of a chip (0 when not given; chips without a valid pixel are
+        never kept); ``seed`` (0 when not given) of the order in which blocks are handed out.
 
     Returns
     -------
@@ -81,20 +98,7 @@ def grid_chips(
     UserWarning
         If crowns are whole in no chip; it says which overlap would hold them.
     """
-    design = ChipDesign(
-        "grid",
-        chip_m,
-        overlap_m=overlap_m,
-        edge=edge,
-        edge_band_m=edge_band_m,
-        min_valid=min_valid,
-        split=split,
-        seed=seed,
-    )
-    sources = open_sources(
-        mosaic, target_gsd=target_gsd, labels=labels, chm=chm, crowns=crowns, crown_class=crown_class
-    )
-    return _chips(sources, design)
+    return _chips(mosaic, crowns, options, "grid", chip_m, overlap_m=overlap_m, edge=edge, edge_band_m=edge_band_m)
 
 
 def crown_chips(
@@ -105,19 +109,13 @@ def crown_chips(
     buffer_m: float = 1.0,
     context: Context = "keep",
     too_large: TooLarge = "refuse",
-    target_gsd: float | None = None,
-    labels: Any = None,
-    crown_class: str | None = None,
-    chm: Any = None,
-    split: Split = None,
-    min_valid: float = 0.0,
-    seed: int = 0,
+    **options: Unpack[ChipOptions],
 ) -> xr.Dataset:
     """One chip round each crown, which holds it whole.
 
     Parameters
     ----------
-    mosaic, crowns, target_gsd, labels, crown_class, chm
+    mosaic, crowns
         As of `open_sources`.
     chip_m : float, optional
         Side of a chip, metres; the side that holds the largest crown when not given.
@@ -128,10 +126,10 @@ def crown_chips(
     too_large : {"refuse", "drop", "resize"}
         Crowns larger than `chip_m` with their buffer are an error, are left out, or get a chip of coarser pixels: a
         whole number (`step`) of the mosaic's along each side.
-    split, min_valid, seed
-        As of `grid_chips`. A crown belongs to the block or area of a point within it, and an id to one set, however
-        many mosaics show it; a training chip whose surroundings show a crown of another set is put aside, which
-        ``context="zero"`` makes rare. ``valid_fraction`` is the mosaic's, also where the surroundings are 0.
+    **options
+        As of `grid_chips`. With a split, a crown belongs to the block or area of a point within it, and an id to one
+        set, however many mosaics show it; a training chip whose surroundings show a crown of another set is put aside,
+        which ``context="zero"`` makes rare. ``valid_fraction`` is the mosaic's, also where the surroundings are 0.
 
     Returns
     -------
@@ -143,20 +141,7 @@ def crown_chips(
     InputError, GridError, ReadError
         As of `open_sources` and `plan_chips`.
     """
-    design = ChipDesign(
-        "crown",
-        chip_m,
-        buffer_m=buffer_m,
-        context=context,
-        too_large=too_large,
-        min_valid=min_valid,
-        split=split,
-        seed=seed,
-    )
-    sources = open_sources(
-        mosaic, target_gsd=target_gsd, labels=labels, chm=chm, crowns=crowns, crown_class=crown_class
-    )
-    return _chips(sources, design)
+    return _chips(mosaic, crowns, options, "crown", chip_m, buffer_m=buffer_m, context=context, too_large=too_large)
 
 
 def random_chips(
@@ -164,29 +149,21 @@ def random_chips(
     *,
     chip_m: float,
     count: int,
-    target_gsd: float | None = None,
-    labels: Any = None,
     crowns: Any = None,
-    crown_class: str | None = None,
-    chm: Any = None,
-    split: Split = None,
-    min_valid: float = 0.0,
-    seed: int = 0,
+    **options: Unpack[ChipOptions],
 ) -> xr.Dataset:
     """Chips at random places, evenly over the classes of the labels and over blocks of ground.
 
     Parameters
     ----------
-    mosaic, target_gsd, labels, crowns, crown_class, chm
+    mosaic, crowns
         As of `open_sources`.
     chip_m : float
         Side of a chip, metres.
     count : int
         Chips wanted of each mosaic.
-    split, min_valid
-        As of `grid_chips`.
-    seed : int
-        Of the draws and of the order in which blocks are handed out.
+    **options
+        As of `grid_chips`; ``seed`` is that of the draws too.
 
     Returns
     -------
@@ -198,14 +175,20 @@ def random_chips(
     InputError, GridError, ReadError
         As of `open_sources` and `plan_chips`.
     """
-    design = ChipDesign("random", chip_m, count=count, min_valid=min_valid, split=split, seed=seed)
+    return _chips(mosaic, crowns, options, "random", chip_m, count=count)
+
+
+def _chips(mosaic: Any, crowns: Any, options: ChipOptions, kind: Kind, chip_m: float | None, **own: Any) -> xr.Dataset:
+    chosen = _Options(**options)
+    design = ChipDesign(kind, chip_m, min_valid=chosen.min_valid, split=chosen.split, seed=chosen.seed, **own)
     sources = open_sources(
-        mosaic, target_gsd=target_gsd, labels=labels, chm=chm, crowns=crowns, crown_class=crown_class
+        mosaic,
+        target_gsd=chosen.target_gsd,
+        labels=chosen.labels,
+        chm=chosen.chm,
+        crowns=crowns,
+        crown_class=chosen.crown_class,
     )
-    return _chips(sources, design)
-
-
-def _chips(sources: MosaicSources, design: ChipDesign) -> xr.Dataset:
     plan = plan_chips(sources, design)
     for text in plan.notes["warnings"]:
         warnings.warn(text, stacklevel=3)

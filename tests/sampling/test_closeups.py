@@ -117,6 +117,12 @@ def test_no_photo_outside_the_folder_of_its_table(folder, name):
         read_closeup(folder, name)
 
 
+@pytest.mark.parametrize("name", ["closeups/a\0.png", "a" * 5000])
+def test_names_that_no_file_can_have_are_told(folder, name):
+    with pytest.raises(InputError, match="bears no name of a file"):
+        read_closeup(folder, name)
+
+
 def test_damaged_missing_huge_and_foreign_photos_are_told_apart_from_photos(folder):
     (folder / "broken.jpg").write_bytes((folder / "closeups" / "a.png").read_bytes()[:70])
     (folder / "text.jpg").write_text("no photo")
