@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from geoeco.mapping.coarse_maps import CoarseMapper, coarse_grid, coarse_map, coarse_variables
     from geoeco.mapping.composites import Period, season_composites
     from geoeco.mapping.crown_maps import classify_crowns
+    from geoeco.mapping.detections import check_detector, detect_crowns, detect_tiles, detection_tiles, merge_tiles
     from geoeco.mapping.devices import device_of, fixed_arithmetic, precision_of
     from geoeco.mapping.embedding_maps import embed
     from geoeco.mapping.inputs import check_model, stored_bands
@@ -50,6 +51,7 @@ __all__ = [
     "Quantisation",
     "Reduction",
     "Tiling",
+    "check_detector",
     "check_model",
     "check_segmenters",
     "choose_tiling",
@@ -61,12 +63,16 @@ __all__ = [
     "coarse_variables",
     "crown_heights",
     "crowns_from_instances",
+    "detect_crowns",
+    "detect_tiles",
+    "detection_tiles",
     "device_of",
     "embed",
     "fixed_arithmetic",
     "gather_objects",
     "instances_from_crowns",
     "map_variables",
+    "merge_tiles",
     "nearest",
     "own_objects",
     "precision_of",
@@ -81,6 +87,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "check_detector": "detections",
     "Clusters": "clusters",
     "CoarseMapper": "coarse_maps",
     "Embedder": "windows",
@@ -103,12 +110,16 @@ _MODULES = {
     "coarse_variables": "coarse_maps",
     "crown_heights": "objects",
     "crowns_from_instances": "objects",
+    "detect_crowns": "detections",
+    "detect_tiles": "detections",
+    "detection_tiles": "detections",
     "device_of": "devices",
     "embed": "embedding_maps",
     "fixed_arithmetic": "devices",
     "gather_objects": "objects",
     "instances_from_crowns": "objects",
     "map_variables": "map_layers",
+    "merge_tiles": "detections",
     "nearest": "similarity",
     "own_objects": "objects",
     "precision_of": "devices",

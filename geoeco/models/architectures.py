@@ -17,8 +17,30 @@ from geoeco.models.season_predictor import season_predictor
 
 __all__ = ["ARCHITECTURES", "build"]
 
+
+def crown_detector(
+    backbone: str = "resnet50",
+    in_channels: int = 3,
+    masks: bool = True,
+    anchors: str = "8,16,32,64,128",
+    channels: int = 256,
+    most: int = 200,
+    frozen_norm: bool = False,
+) -> nn.Module:
+    """Make a `geoeco.models.crown_detector.CrownDetector`, whose library is imported by those alone who use it."""
+    from geoeco.models.crown_detector import CrownDetector
+
+    return CrownDetector(backbone, in_channels, masks, anchors, channels, most, frozen_norm)
+
+
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"backbone": create_backbone, "conv_stack": ConvStack, "dwff": dwff, "season_predictor": season_predictor}
+    {
+        "backbone": create_backbone,
+        "conv_stack": ConvStack,
+        "crown_detector": crown_detector,
+        "dwff": dwff,
+        "season_predictor": season_predictor,
+    }
 )
 
 
@@ -33,7 +55,7 @@ def build(
     ----------
     architecture : str
         ``"backbone"``: `create_backbone`; ``"season_predictor"``: a `SeasonPredictor` with such an encoder;
-        ``"dwff"``: a `DWFFNet`; ``"conv_stack"``: a `ConvStack`.
+        ``"dwff"``: a `DWFFNet`; ``"conv_stack"``: a `ConvStack`; ``"crown_detector"``: a `CrownDetector`.
     arguments : mapping
         Arguments of that function by name, as JSON holds them.
     architectures : mapping of str to callable

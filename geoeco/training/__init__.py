@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from geoeco.training.crown_scores import frequency_bins, rarity_scores
     from geoeco.training.crown_training import labelled_crowns, train_crowns
     from geoeco.training.datamodule import ChipDataModule
+    from geoeco.training.detection_training import detector_bytes, train_detector
     from geoeco.training.embeddings import embed_chips, location_features
     from geoeco.training.evaluation import ProbeTask, evaluate, untrained
     from geoeco.training.expectations import (
@@ -97,6 +98,7 @@ __all__ = [
     "build_network",
     "chip_statistics",
     "crown_table",
+    "detector_bytes",
     "embed_chips",
     "embed_crowns",
     "evaluate",
@@ -125,6 +127,7 @@ __all__ = [
     "tnr_at_tpr",
     "train",
     "train_crowns",
+    "train_detector",
     "train_segmentation",
     "trained_encoder",
     "untrained",
@@ -173,6 +176,7 @@ _HOME = {
     "build_network": "geoeco.training.architectures",
     "chip_statistics": "geoeco.training.statistics",
     "crown_table": "geoeco.training.crown_chips",
+    "detector_bytes": "geoeco.training.detection_training",
     "embed_chips": "geoeco.training.embeddings",
     "embed_crowns": "geoeco.training.crown_embeddings",
     "evaluate": "geoeco.training.evaluation",
@@ -201,6 +205,7 @@ _HOME = {
     "tnr_at_tpr": "geoeco.training.outlier_exposure",
     "train": "geoeco.training.supervised",
     "train_crowns": "geoeco.training.crown_training",
+    "train_detector": "geoeco.training.detection_training",
     "train_segmentation": "geoeco.training.segmentation_training",
     "trained_encoder": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",

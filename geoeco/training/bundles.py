@@ -51,6 +51,7 @@ _MLM_TASKS = {
     "classification": "scene-classification",
     "regression": "regression",
     "segmentation": "semantic-segmentation",
+    "detection": "object-detection",
 }
 _RECORD = "geoeco:bundle"
 #: Sides of the sample of a network for segmentation, whose output is as large as its input: about this.
@@ -163,7 +164,7 @@ class ModelBundle:
     units : str
         Of the input; ``"1"`` for reflectance.
     task : str
-        ``"embedding"``, ``"classification"``, ``"regression"`` or ``"segmentation"``.
+        ``"embedding"``, ``"classification"``, ``"regression"``, ``"segmentation"`` or ``"detection"``.
     classes : tuple of str
         Names of the output's channels, where it has any.
     training_hash : str
