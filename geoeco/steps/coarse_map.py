@@ -23,7 +23,7 @@ from geoeco.engine import Output, PlanContext, RecipePath, RunContext, Stage, Ta
 from geoeco.errors import InputError
 from geoeco.outputs import quicklook
 from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_url, is_step, planned_model
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_files, shard_for, tiles
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.mosaics import PROFILES, MosaicSettings, map_sources, mosaic_of, mosaic_period, written
 from geoeco.steps.training_files import needs_ml
@@ -136,8 +136,9 @@ class CoarseMapVerb(RasterVerb):
             made = mapper.cells(y, x)
             answered, cells = answered + int(np.isfinite(made["prob"]).sum()), cells + made["prob"].size
             variables = coarse_variables(made, bundle.classes, bundle.codes, bundle.colours)
-            digests.append(write_rasters(context.store.url(target), xr.Dataset(variables), y, x))
-            files += [f"{target}/{name}/c/{y[0] // shard}/{x[0] // shard}" for name in variables]
+            block = xr.Dataset(variables)
+            digests.append(write_rasters(context.store.url(target), block, y, x))
+            files += shard_files(target, block, y, x, shard)
         return TaskResult(
             digest=digest_of(digests),
             outputs=parts_of(context.store, files),

@@ -49,7 +49,7 @@ from geoeco.steps.bundles import (
     planned_model,
 )
 from geoeco.steps.cube import CubeSettings, cube_store
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_files, shard_for, tiles
 from geoeco.steps.model_costs import SERIES, EmbeddingCost
 from geoeco.variables import describe
 
@@ -341,8 +341,9 @@ class EmbedVerb(RasterVerb):
                     tile=SERIES,
                 )
             seen += int(np.isfinite(made.to_numpy()).all(axis=1).sum())
-            digests.append(write_rasters(context.store.url(folder), made.to_dataset(), rows, cols))
-            files.append(f"{folder}/reflectance/c/0/0/{rows[0] // shard}/{cols[0] // shard}")
+            block = made.to_dataset()
+            digests.append(write_rasters(context.store.url(folder), block, rows, cols))
+            files += shard_files(folder, block, rows, cols, shard)
         pixels = (y[1] - y[0]) * (x[1] - x[0]) * len(settings.periods)
         return TaskResult(
             digest=digest_of(digests),
@@ -420,10 +421,7 @@ class EmbedVerb(RasterVerb):
             clipped, values = clipped + int(made["clipped"].sum()), values + int(known.sum()) * len(made["embedding"])
             block = _rasters(made, [name for name, _, _ in task.payload["places"]], settings.clusters)
             digests.append(write_rasters(context.store.url(target), block, y, x))
-            files += [
-                "/".join((target, str(name), "c", *("0" * (v.ndim - 2)), str(y[0] // shard), str(x[0] // shard)))
-                for name, v in block.data_vars.items()
-            ]
+            files += shard_files(target, block, y, x, shard)
         return TaskResult(
             digest=digest_of(digests),
             outputs=parts_of(context.store, files),

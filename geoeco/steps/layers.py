@@ -6,11 +6,14 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geoeco.engine import Output, PlanContext, PlannedStep, RunContext, RunStore, Verb
 
-__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "shard_for", "tiles"]
+__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "shard_files", "shard_for", "tiles"]
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 #: A shard of rasters is at most this many pixels on a side, whatever the block: it bounds what a task holds.
 MAX_SHARD = 512
@@ -108,6 +111,24 @@ def parts_of(store: RunStore, names: Iterable[str]) -> tuple[Output, ...]:
     """
     sizes = ((name, store.size(name)) for name in names)
     return tuple(Output(name, bytes=size, kind="part") for name, size in sizes if size is not None)
+
+
+def shard_files(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[int, int], shard: int) -> list[str]:
+    """Names of the files that `geoeco.cubes.write_rasters` writes for one shard of each variable of a block.
+
+    Parameters
+    ----------
+    store : str
+        Name of the store in the run.
+    block : xarray.Dataset
+        Variables ``(..., y, x)``.
+    y, x : tuple of int
+        Window of the grid that they lie in, which begins at a shard.
+    shard : int
+        Pixels along a side of a shard.
+    """
+    place = (str(y[0] // shard), str(x[0] // shard))
+    return ["/".join((store, str(name), "c", *("0" * (v.ndim - 2)), *place)) for name, v in block.data_vars.items()]
 
 
 def digest_of(parts: Iterable[str]) -> str:

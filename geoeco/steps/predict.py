@@ -38,7 +38,7 @@ from geoeco.steps.bundles import (
     is_step,
     planned_model,
 )
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_files, shard_for, tiles
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.mosaics import PROFILES, MosaicSettings, as_json, map_sources, mosaic_of, mosaic_period, written
 from geoeco.steps.training_files import needs_ml
@@ -246,10 +246,7 @@ class PredictVerb(RasterVerb):
         for rows, cols in tiles(y, x, shard):
             inside = {"y": slice(rows[0] - y[0], rows[1] - y[0]), "x": slice(cols[0] - x[0], cols[1] - x[0])}
             digests.append(write_rasters(context.store.url(target), block.isel(inside), rows, cols))
-            files += [
-                "/".join((target, str(name), "c", *("0" * (v.ndim - 2)), str(rows[0] // shard), str(cols[0] // shard)))
-                for name, v in block.data_vars.items()
-            ]
+            files += shard_files(target, block, rows, cols, shard)
         return TaskResult(
             digest=digest_of(digests),
             outputs=parts_of(context.store, files),

@@ -17,7 +17,7 @@ from geoeco.engine import PlanContext, RunContext, Stage, StepSettings, Task, Ta
 from geoeco.errors import InputError
 from geoeco.phenology import metrics
 from geoeco.steps.cube import CubeSettings, cube_store
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_for, tiles
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_files, shard_for, tiles
 
 __all__ = ["SeasonsSettings", "SeasonsVerb"]
 
@@ -132,10 +132,7 @@ class SeasonsVerb(RasterVerb):
         for rows, cols in tiles(y, x, shard):
             block = _by_tiles(series, rows, cols, settings, years)
             digests.append(write_rasters(target, block, rows, cols))
-            files += [
-                "/".join((str(name), "c", *("0" * (variable.ndim - 2)), str(rows[0] // shard), str(cols[0] // shard)))
-                for name, variable in block.data_vars.items()
-            ]
+            files += shard_files(self.store_name(context.folder), block, rows, cols, shard)
             found = block["n_cycles"].to_numpy()
             counts += [
                 int((found == 0).sum()),
@@ -145,7 +142,7 @@ class SeasonsVerb(RasterVerb):
             ]
         return TaskResult(
             digest=digest_of(digests),
-            outputs=parts_of(context.store, (f"{self.store_name(context.folder)}/{file}" for file in files)),
+            outputs=parts_of(context.store, files),
             stats=dict(zip(("none", "one", "two", "unknown"), counts.tolist(), strict=True)),
         )
 

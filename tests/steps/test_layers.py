@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from odc.geo.geobox import GeoBox
 
+from geoeco.cubes import create_rasters, write_rasters
 from geoeco.engine import RunStore
-from geoeco.steps.layers import MAX_SHARD, parts_of, shard_for, tiles
+from geoeco.steps.layers import MAX_SHARD, parts_of, shard_files, shard_for, tiles
+from geoeco.variables import describe
 
 
 @given(st.integers(1, 600).map(lambda n: 8 * n))
@@ -40,3 +45,26 @@ def test_parts_that_are_not_stored_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "there").write_bytes(b"12345")
     (part,) = parts_of(RunStore(tmp_path), ["there", "not-there"])
     assert (part.path, part.bytes, part.kind) == ("there", 5, "part")
+
+
+def test_the_files_of_a_shard_are_those_that_are_written(tmp_path: Path) -> None:
+    grid = GeoBox((32, 48), Affine(1, 0, 500_000, 0, -1, 5_300_000), "EPSG:32652")
+    whole = xr.Dataset(
+        {
+            "class": describe(
+                xr.DataArray(np.ones((16, 16), np.uint8), dims=("y", "x")), kind="class", units="", long_name="class"
+            ),
+            "share": describe(
+                xr.DataArray(np.ones((2, 16, 16), np.float32), dims=("label", "y", "x"), coords={"label": [1, 2]}),
+                kind="continuous",
+                units="1",
+                long_name="share",
+            ),
+        }
+    )
+    store = tmp_path / "map" / "rasters.zarr"
+    create_rasters(str(store), whole, grid, shard=16)
+    before = {path for path in store.rglob("*") if path.is_file()}
+    write_rasters(str(store), whole, (16, 32), (32, 48))
+    made = {path.relative_to(tmp_path).as_posix() for path in store.rglob("*") if path.is_file() and path not in before}
+    assert made == set(shard_files("map/rasters.zarr", whole, (16, 32), (32, 48), 16))
