@@ -78,6 +78,11 @@ def detect_crowns(
 def check_detector(bundle: ModelBundle, mosaic: Orthomosaic) -> None:
     """Refuse a model that finds no objects, or does not fit a mosaic.
 
+    Parameters
+    ----------
+    bundle : ModelBundle
+    mosaic : Orthomosaic
+
     Raises
     ------
     InputError

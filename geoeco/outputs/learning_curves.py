@@ -18,7 +18,7 @@ __all__ = ["learning_curve", "validated_curve"]
 def learning_curve(
     columns: Mapping[str, Sequence[float]], path: str | os.PathLike[str], *, title: str = "", smooth: int = 20
 ) -> Path:
-    """Draw the loss of every head and, below it, the accuracy, against the step.
+    """Draw the loss of every head and, below it, the accuracy where it is there, against the step.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def learning_curve(
     Raises
     ------
     InputError
-        If there is no step.
+        If there is no step or no head.
     OutputError
         If the PNG cannot be written.
     """
@@ -48,14 +48,18 @@ def learning_curve(
         raise InputError("a learning curve without a step", where=str(path))
     width = max(len(steps) // smooth, 1)
     figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots(2, 1, sharex=True)
-    for axis, kind, label in zip(axes, ("loss_", "accuracy_"), ("loss, nats", "accuracy"), strict=True):
+    labels = {"loss_": "loss, nats", "accuracy_": "accuracy"}
+    kinds = [kind for kind in labels if any(name.startswith(kind) for name in columns)]
+    if not kinds:
+        raise InputError("a learning curve without a head", where=str(path), what_to_do="give loss_<head>")
+    axes = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, kind in zip(axes, kinds, strict=True):
         for name in sorted(name for name in columns if name.startswith(kind)):
             values = np.asarray(columns[name], float)
             (line,) = axis.plot(steps, values, linewidth=0.5, alpha=0.3)
             running = np.convolve(values, np.full(width, 1 / width), mode="valid")
             axis.plot(steps[width - 1 :], running, color=line.get_color(), label=f"head {name.removeprefix(kind)}")
-        axis.set_ylabel(label)
+        axis.set_ylabel(labels[kind])
         axis.legend(loc="best", frameon=False)
     axes[0].set_title(textwrap.fill(title, 90), fontsize=9)
     axes[-1].set_xlabel("step")

@@ -9,6 +9,7 @@ from geoeco.steps.coarse_map import CoarseMapVerb
 from geoeco.steps.cog import CogVerb
 from geoeco.steps.crown_alignment import CrownAlignmentVerb
 from geoeco.steps.cube import CubeVerb
+from geoeco.steps.detect_crowns import DetectCrownsVerb
 from geoeco.steps.embed import EmbedVerb
 from geoeco.steps.evaluate import EvaluateVerb
 from geoeco.steps.layers import Layer, RasterVerb
@@ -18,6 +19,7 @@ from geoeco.steps.pretrain import PretrainVerb
 from geoeco.steps.seasons import SeasonsVerb
 from geoeco.steps.train import TrainVerb
 from geoeco.steps.train_crowns import TrainCrownsVerb
+from geoeco.steps.train_detector import TrainDetectorVerb
 from geoeco.steps.train_segmentation import TrainSegmentationVerb
 from geoeco.steps.uav_chips import UavChipsVerb
 from geoeco.steps.weak_coarse import WeakCoarseVerb
@@ -40,6 +42,8 @@ for _verb in (
     TrainCrownsVerb,
     CrownAlignmentVerb,
     ClassifyCrownsVerb,
+    TrainDetectorVerb,
+    DetectCrownsVerb,
     PredictVerb,
     WeakCoarseVerb,
     CoarseMapVerb,

@@ -200,6 +200,12 @@ def train_detector(
 def detector_bytes(backbone: str, bands: int, *, masks: bool, channels: int, frozen_norm: bool) -> int:
     """Bytes of the weights of a detector, without its memory and without touching the random numbers.
 
+    Parameters
+    ----------
+    backbone, masks, channels, frozen_norm
+        As of `geoeco.models.crown_detector.CrownDetector`.
+    bands : int
+
     Raises
     ------
     InputError

@@ -1,0 +1,286 @@
+"""The verb ``detect_crowns``: the crowns of an orthomosaic by a detector, as a GeoPackage and as COCO JSON.
+
+Stages: ``tiles`` finds objects on some tiles each; ``crowns`` keeps each crown once, and writes. Settings and
+bookkeeping only; the crowns are `geoeco.mapping.detections`'.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from geoeco.engine import Output, PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult, Verb
+from geoeco.errors import InputError
+from geoeco.outputs import write_coco, write_gpkg, write_table_item
+from geoeco.outputs.chip_sheets import mosaic_picture
+from geoeco.outputs.outline_charts import outline_chart
+from geoeco.sampling.mosaic_windows import grid_windows, pixels_across
+from geoeco.sensors.height_models import HeightModel, describe_heights
+from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
+from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_item, bundle_url, is_step, planned_model
+from geoeco.steps.layers import digest_of
+from geoeco.steps.model_costs import network_bytes
+from geoeco.steps.mosaics import MosaicSettings
+from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+__all__ = ["DetectCrownsSettings", "DetectCrownsVerb"]
+
+GPKG, COCO, ITEM, PICTURE = "crowns.gpkg", "crowns_coco.json", "crowns.json", "crowns.png"
+LAYER, MODEL = "crowns", "model.json"
+#: What the columns hold, for readers of the STAC item.
+COLUMNS = {
+    "crown_id": "number of the crown, from 1 from top to bottom of the mosaic",
+    "class": "what it is",
+    "score": "how sure the detector is, 0 to 1",
+    "area_m2": "area on the ground, square metres",
+    "height_p95": "95th percentile of the heights within the crown, metres",
+    "edge": "whether the crown touches ground that was not seen",
+    "source": "file of the mosaic",
+    "date": "day on which it was seen",
+}
+_PICTURE_PIXELS = 1000
+#: Masks of objects as they are pasted into a tile, bytes a pixel, and how many there are.
+_MASK_BYTES, _MOST = 12, 200
+#: Bytes of a crown in the last task; and crowns of a tile that it is planned for.
+_CROWN_BYTES = 16 * 2**10
+
+
+class DetectCrownsSettings(MosaicSettings):
+    """Which model, on which mosaic, and how tiles become one table."""
+
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name"})
+
+    verb: Literal["detect_crowns"] = "detect_crowns"
+    bundle: RecipePath = Field(description="a train_detector step, or the folder of a model bundle")
+    overlap_m: float = Field(ge=0, description="of tiles: the largest crown plus two edge_m, metres")
+    edge_m: float = Field(
+        0.0, ge=0, description="band along the edges of tiles where a crown counts as cut off, metres"
+    )
+    min_score: float = Field(0.5, ge=0.05, le=1, description="objects of a lower score are left out")
+    max_overlap: float = Field(
+        0.3, ge=0, le=1, description="of two crowns, as part of the smaller: beyond it the less sure one is dropped"
+    )
+    chm: str | None = Field(None, description="table of the inputs with heights above ground, for height_p95")
+    tiles_per_task: int = Field(64, ge=1, description="tiles of one task; the crowns are the same whatever it is")
+
+
+class DetectCrownsVerb(Verb):
+    """Find crowns."""
+
+    name: ClassVar[str] = "detect_crowns"
+    Settings = DetectCrownsSettings
+
+    def fingerprint(self, settings: DetectCrownsSettings, context: PlanContext) -> Mapping[str, Any]:
+        """Digests of mosaic, heights and a model that is not made in this run."""
+        mosaic = _mosaic(settings, context, planned_model(settings.bundle, context, f"step {settings.step}: bundle"))
+        facts: dict[str, Any] = {"mosaic": mosaic.fingerprint}
+        heights = _heights(settings, context, mosaic)
+        if heights is not None:
+            facts["chm"] = heights.upper.fingerprint
+        if not is_step(settings.bundle, context):
+            facts["bundle"] = bundle_digest(context.path(settings.bundle))
+        return facts
+
+    def plan(self, settings: DetectCrownsSettings, context: PlanContext) -> tuple[Stage, ...]:
+        """A task for some tiles each, and one that keeps each crown once."""
+        model = planned_model(settings.bundle, context, f"step {settings.step}: bundle")
+        mosaic = _mosaic(settings, context, model)
+        overlap = pixels_across(settings.overlap_m, mosaic.gsd_m, up=True) if settings.overlap_m > 0 else 0
+        rows, columns = (int(n) for n in mosaic.geobox.shape)
+        count = len(grid_windows((rows, columns), model.size, overlap, edge="shift"))
+        depends = [task.id for task in context.step(settings.bundle).tasks] if is_step(settings.bundle, context) else []
+        memory = (
+            network_bytes(model, 1)
+            + mosaic.read_bytes(model.size, model.size)
+            + _MOST * model.size**2 * _MASK_BYTES
+            + _CROWN_BYTES * settings.tiles_per_task
+        )
+        tiles = tuple(
+            Task(
+                f"{settings.step}/tiles/{first:06d}",
+                payload={"tiles": [first, min(first + settings.tiles_per_task, count)]},
+                depends=tuple(depends),
+                memory_bytes=memory,
+            )
+            for first in range(0, count, settings.tiles_per_task)
+        )
+        day = str(settings.date or mosaic.date)
+        period = (f"{day}T00:00:00Z", f"{day}T23:59:59Z") if day else None
+        crowns = Task(
+            f"{settings.step}/crowns/all",
+            payload={
+                "tags": provenance_tags(context, [mosaic.fingerprint], period),
+                "period": list(period or ALWAYS),
+            },
+            depends=tuple(task.id for task in tiles),
+            memory_bytes=512 * 2**20 + 64 * _PICTURE_PIXELS**2 + _CROWN_BYTES * _MOST * count // 4,
+        )
+        return (Stage("tiles", tiles), Stage("crowns", (crowns,)))
+
+    def run(self, settings: DetectCrownsSettings, task: Task, context: TaskContext) -> TaskResult:
+        """Find the objects of some tiles, or keep each crown once and write."""
+        from geoeco.mapping import check_detector, detect_tiles, detection_tiles
+        from geoeco.training import ModelBundle
+
+        bundle = ModelBundle.load(bundle_url(settings.bundle, context))
+        mosaic = _mosaic(settings, context, PlannedModel.read(bundle_url(settings.bundle, context)))
+        check_detector(bundle, mosaic)
+        windows = detection_tiles(mosaic, bundle.size, settings.overlap_m)
+        if task.stage == "crowns":
+            return self._crowns(settings, task, context, bundle.name, mosaic, windows)
+        found = detect_tiles(mosaic, bundle, windows, range(*task.payload["tiles"]), min_score=settings.min_score)
+        buffer = io.BytesIO()
+        found.to_parquet(buffer, index=False)
+        output = _put(context, buffer.getvalue(), f"tiles/{task.key}.parquet", "part")
+        return TaskResult(digest=str(output.sha256), outputs=(output,), stats={"objects": len(found)})
+
+    def _crowns(
+        self,
+        settings: DetectCrownsSettings,
+        task: Task,
+        context: TaskContext,
+        model: str,
+        mosaic: Orthomosaic,
+        windows: Any,
+    ) -> TaskResult:
+        import geopandas as gpd
+
+        from geoeco.mapping import merge_tiles
+
+        keys = [name.split("/")[2] for name in task.depends]
+        parts = [
+            gpd.read_parquet(io.BytesIO(context.store.read_bytes(f"{context.folder}/tiles/{key}.parquet")))
+            for key in keys
+        ]
+        heights = _heights(settings, context, mosaic)
+        found = merge_tiles(
+            parts, windows, mosaic, edge_m=settings.edge_m, max_overlap=settings.max_overlap, heights=heights
+        )
+        if settings.date is not None:
+            found["date"] = str(settings.date)
+        needed = found.attrs["largest_m"] + 2 * settings.edge_m
+        if needed > settings.overlap_m:
+            warnings.warn(
+                f"step {settings.step}: an overlap of {needed:.1f} m would hold the largest crown that was found, "
+                f"{settings.overlap_m:.1f} m does not: such crowns may be whole in no tile",
+                stacklevel=2,
+            )
+        item = json.loads(bundle_item(bundle_url(settings.bundle, context)))
+        tags = {
+            **task.payload["tags"],
+            "GEOECO_MODEL": model,
+            # a multihash: 1220 stands for SHA-256
+            "GEOECO_MODEL_SHA256": str(item["assets"]["model"]["file:checksum"]).removeprefix("1220"),
+        }
+        title = f"{context.recipe.name}: {context.folder}"
+        # a mirror of the run folder, so that relative links hold there too
+        folder = context.scratch_path / context.folder
+        written = write_gpkg(
+            found, folder / GPKG, layer=LAYER, geometry_type="Polygon", description="crowns that were found", tags=tags
+        )
+        coco = write_coco(
+            found, folder / COCO, geobox=mosaic.geobox, file_name=Path(mosaic.path).name, category="class"
+        )
+        image, bounds = mosaic_picture(mosaic, size=_PICTURE_PIXELS)
+        picture = outline_chart(image, bounds, found, folder / PICTURE, title=title)
+        outputs = [
+            _put(context, written.path.read_bytes(), GPKG, "data", "Crowns"),
+            _put(context, coco.path.read_bytes(), COCO, "data", "Crowns as COCO JSON"),
+            _put(context, picture.read_bytes(), PICTURE, "quicklook", f"Crowns found, {context.folder}"),
+        ]
+        start, end = (dt.datetime.fromisoformat(moment) for moment in task.payload["period"])
+        box = mosaic.geobox.boundingbox
+        held = {name for name, _ in written.columns}
+        write_table_item(
+            folder / ITEM,
+            written,
+            period=(start, end),
+            bounds=(box.left, box.bottom, box.right, box.top),
+            descriptions={name: text for name, text in COLUMNS.items() if name in held},
+            title=title,
+            properties=item_properties(tags),
+            derived_from=local_sources([_model_item(settings, context)], context.scratch_path),
+            thumbnail=picture,
+        )
+        outputs.append(_put(context, (folder / ITEM).read_bytes(), ITEM, "metadata", "Crowns"))
+        return TaskResult(
+            digest=digest_of(str(output.sha256) for output in outputs),
+            outputs=tuple(outputs),
+            stats={"crowns": len(found), **found.attrs},
+        )
+
+    def finish(
+        self, settings: DetectCrownsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Output] | None:
+        """Write the catalogue of the crowns' STAC item, and the item of a model from elsewhere."""
+        outputs = list(write_catalog(context, records, "Crowns"))
+        if not is_step(settings.bundle, context):
+            content = bundle_item(bundle_url(settings.bundle, context))
+            name = f"{context.folder}/{MODEL}"
+            context.store.write_bytes(name, content)
+            outputs.append(Output(name, len(content), hashlib.sha256(content).hexdigest(), kind="metadata"))
+        return outputs
+
+    def open(self, settings: DetectCrownsSettings, context: RunContext) -> gpd.GeoDataFrame:
+        """Read the crowns."""
+        import geopandas as gpd
+
+        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")), layer=LAYER)
+
+
+def _mosaic(settings: DetectCrownsSettings, context: PlanContext | TaskContext, model: PlannedModel) -> Orthomosaic:
+    """The mosaic at the resolution of the model.
+
+    Raises
+    ------
+    InputError
+        If the model finds no objects or takes other bands.
+    """
+    where = f"step {settings.step}: bundle"
+    if model.task != "detection":
+        raise InputError(
+            f"the model {settings.bundle!r} is for {model.task}, not for objects",
+            where=where,
+            what_to_do="name a train_detector step, or the folder of its bundle",
+            code="bundle",
+        )
+    path = context.recipe.table_path(settings.mosaic, context.recipe_folder)
+    mosaic = describe_orthomosaic(path, bands=settings.bands, scale=settings.scale, nodata=settings.nodata)
+    if tuple(mosaic.bands) != model.bands:
+        raise InputError(
+            f"the model takes {', '.join(model.bands)}, the mosaic has {', '.join(mosaic.bands)}",
+            where=where,
+            what_to_do="name the mosaic's bands with bands, in the model's order",
+            code="bands",
+        )
+    return mosaic if abs(mosaic.gsd_m / model.resolution - 1) <= 0.02 else mosaic.at(model.resolution)
+
+
+def _heights(
+    settings: DetectCrownsSettings, context: PlanContext | TaskContext, mosaic: Orthomosaic
+) -> HeightModel | None:
+    if settings.chm is None:
+        return None
+    return describe_heights(mosaic, chm=context.recipe.table_path(settings.chm, context.recipe_folder))
+
+
+def _model_item(settings: DetectCrownsSettings, context: TaskContext) -> str:
+    """Where in the run the item of the model is."""
+    return f"{settings.bundle}/bundle/mlm.json" if is_step(settings.bundle, context) else f"{context.folder}/{MODEL}"
+
+
+def _put(context: TaskContext, content: bytes, name: str, kind: str, title: str = "") -> Output:
+    path = f"{context.folder}/{name}"
+    context.store.write_bytes(path, content)
+    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
