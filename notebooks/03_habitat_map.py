@@ -126,7 +126,7 @@ settings |= {
 store = str(folder / "uav.zarr")
 bundles = {
     "DWFF-Net": geoeco.training.train_segmentation(
-        store, folder / "dwff", network="dwff", arguments={"backbone": "test_vit"}, lr=1e-3, epochs=36, **settings
+        store, folder / "dwff", network="dwff", arguments={"backbone": "test_vit"}, lr=3e-4, epochs=16, **settings
     ),
     "convolutions": geoeco.training.train_segmentation(
         store,

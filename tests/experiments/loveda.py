@@ -39,7 +39,7 @@ class Setting:
     pixels: int = 1024
     chip_m: float = 19.2
     block_m: float = 76.8
-    epochs: int = 6
+    epochs: int = 12
     batch: int = 8
     seed: int = 1
 
@@ -47,7 +47,7 @@ class Setting:
 SMOKE = Setting(pixels=256, chip_m=9.6, block_m=19.2, epochs=1, batch=8)
 #: Name, network, its arguments, learning rate.
 NETWORKS: tuple[tuple[str, str, dict[str, Any], float], ...] = (
-    ("DWFF, ViT-Ti/16 of random weights, frozen", "dwff", {"backbone": "vit_tiny_patch16_224"}, 5e-4),
+    ("DWFF, ViT-Ti/16 of random weights, frozen", "dwff", {"backbone": "vit_tiny_patch16_224"}, 1e-4),
     ("U-Net ResNet-18 from random weights", "smp", {"model": "Unet", "encoder": "resnet18"}, 1e-3),
     ("stack of three convolutions", "conv_stack", {}, 3e-3),
 )
