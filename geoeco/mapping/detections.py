@@ -18,6 +18,7 @@ from rasterio.features import geometry_mask
 from scipy.ndimage import binary_dilation
 
 from geoeco.errors import GridError, InputError
+from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.map_polygons import ground_pixel
 from geoeco.mapping.objects import gather_objects, own_objects, suppress_overlaps
 from geoeco.mapping.outlines import block_outlines, fill_holes, placed
@@ -140,7 +141,13 @@ def detection_tiles(mosaic: Orthomosaic, size: int, overlap_m: float) -> Windows
 
 
 def detect_tiles(
-    mosaic: Orthomosaic, bundle: ModelBundle, windows: Windows, tiles: Iterable[int], *, min_score: float = 0.5
+    mosaic: Orthomosaic,
+    bundle: ModelBundle,
+    windows: Windows,
+    tiles: Iterable[int],
+    *,
+    min_score: float = 0.5,
+    threads: int = 1,
 ) -> gpd.GeoDataFrame:
     """Find objects on some tiles.
 
@@ -153,6 +160,8 @@ def detect_tiles(
     tiles : iterable of int
         Rows of `windows`.
     min_score : float
+    threads : int
+        Of torch; the last bits of the scores may depend on it.
 
     Returns
     -------
@@ -172,7 +181,8 @@ def detect_tiles(
         if not valid.any():
             continue
         values = torch.from_numpy(np.where(valid, image * np.float32(mosaic.scale), 0).astype(np.float32))
-        (found,) = network.detect(bundle.normalisation(values.to(device)[None]))
+        with fixed_arithmetic(threads):
+            (found,) = network.detect(bundle.normalisation(values.to(device)[None]))
         for number in torch.nonzero(found.scores >= min_score).flatten().tolist():
             if found.masks is None:
                 box = found.boxes[number].cpu().double().numpy()

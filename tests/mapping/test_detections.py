@@ -176,3 +176,17 @@ def test_a_mosaic_without_crowns_has_an_empty_table_with_all_columns(mosaic):
 def test_models_that_do_not_fit_are_refused(mosaic, changes, error, message):
     with pytest.raises(error, match=message):
         detect_crowns(mosaic, bundle(**changes), overlap_m=2.2)
+
+
+def test_tiles_are_looked_at_with_as_many_threads_as_asked_for(mosaic):
+    seen = set()
+
+    class Counting(Bright):
+        def detect(self, images):
+            seen.add(torch.get_num_threads())
+            return super().detect(images)
+
+    before = torch.get_num_threads()
+    detect_tiles(mosaic, bundle(module=Counting()), detection_tiles(mosaic, 64, 0.0), range(2), threads=3)
+    assert seen == {3}
+    assert torch.get_num_threads() == before
