@@ -3,8 +3,9 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
-# two processes, one test file to a process, so that a file's fixtures are built once
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# two processes, one test file to a process, so that a file's fixtures are built once; in the order of their names, since
+# xdist's own order leaves the files with few and long tests to the end, where one process waits for the other
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 CLUSTER ?= local
 BASE := $(VENV)/.installed-base
 ALL := $(VENV)/.installed-all

@@ -12,7 +12,7 @@ import yaml
 from geoeco.engine import IDLE_WORKER_BYTES
 from geoeco.simulate import HABITATS, write_uav_world
 from geoeco.steps import Recipe
-from tests.roads.conftest import copy_recipe, geoeco
+from tests.roads.conftest import copy_recipe, geoeco_alone
 
 #: Pixels of the world along a side of a patch.
 PATCH = 8
@@ -23,7 +23,7 @@ def test_trees_and_water_are_found_where_they_are_within_the_planned_memory(tmp_
     copy_recipe("weak_coarse", tmp_path)
     settings = ["grid.resolution=null", "steps.0.target_gsd=null", "steps.3.quicklooks=false"]
     words = [word for setting in settings for word in ("--set", setting)]
-    done = geoeco("run", "weak_coarse.yaml", "--out", "run", "--quiet", *words, folder=tmp_path)
+    done = geoeco_alone("run", "weak_coarse.yaml", "--out", "run", "--quiet", *words, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     with rasterio.open(tmp_path / "run/cog/class.tif") as file:
         found, transform = file.read(1), file.transform
