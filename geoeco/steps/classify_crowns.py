@@ -6,7 +6,6 @@ Settings and bookkeeping only; the answers are `geoeco.mapping.classify_crowns`'
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from geoeco.sampling import open_uav_chips
 from geoeco.sensors.orthomosaic import describe_orthomosaic
 from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_item, bundle_url, is_step, planned_model
 from geoeco.steps.crown_tables import crowns_of_chips
-from geoeco.steps.layers import digest_of
+from geoeco.steps.layers import digest_of, written
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 from geoeco.steps.training_files import needs_ml
@@ -153,7 +152,7 @@ class ClassifyCrownsVerb(Verb):
         title = f"{context.recipe.name}: {context.folder}"
         # a mirror of the run folder, so that relative links hold there too
         folder = context.scratch_path / context.folder
-        written = write_gpkg(
+        record = write_gpkg(
             found,
             folder / GPKG,
             layer=LAYER,
@@ -162,16 +161,18 @@ class ClassifyCrownsVerb(Verb):
             classes=species,
             class_column="class",
         )
-        outputs = [_put(context, written.path, "data")]
+        outputs = [written(context, GPKG, record.path.read_bytes(), "data")]
         picture = None
         if "mosaic" in task.payload:
             picture = _picture(task.payload["mosaic"], found, species, folder / PICTURE, title)
-            outputs.append(_put(context, picture, "quicklook", title=f"Species of crowns, {context.folder}"))
+            outputs.append(
+                written(context, PICTURE, picture.read_bytes(), "quicklook", f"Species of crowns, {context.folder}")
+            )
         first, last = (f"{days[0]}T00:00:00Z", f"{days[-1]}T23:59:59Z") if days else ALWAYS
-        held = {name for name, _ in written.columns}
+        held = {name for name, _ in record.columns}
         write_table_item(
             folder / ITEM,
-            written,
+            record,
             period=(dt.datetime.fromisoformat(first), dt.datetime.fromisoformat(last)),
             descriptions={name: text for name, text in COLUMNS.items() if name in held},
             title=title,
@@ -179,7 +180,7 @@ class ClassifyCrownsVerb(Verb):
             derived_from=local_sources([_model_item(settings, context)], context.scratch_path),
             thumbnail=picture,
         )
-        outputs.append(_put(context, folder / ITEM, "metadata", title="Crowns"))
+        outputs.append(written(context, ITEM, (folder / ITEM).read_bytes(), "metadata", "Crowns"))
         counts = {str(name): int(n) for name, n in found["class"].value_counts().sort_index().items()}
         return TaskResult(
             digest=digest_of(str(output.sha256) for output in outputs),
@@ -194,10 +195,7 @@ class ClassifyCrownsVerb(Verb):
         outputs = list(write_catalog(context, records, "Crowns"))
         if not is_step(settings.bundle, context):
             # what a relative link can lead to wherever the run folder is taken
-            content = bundle_item(bundle_url(settings.bundle, context))
-            name = f"{context.folder}/{MODEL}"
-            context.store.write_bytes(name, content)
-            outputs.append(Output(name, len(content), hashlib.sha256(content).hexdigest(), kind="metadata"))
+            outputs.append(written(context, MODEL, bundle_item(bundle_url(settings.bundle, context)), "metadata"))
         return outputs
 
     def open(self, settings: ClassifyCrownsSettings, context: RunContext) -> Any:
@@ -262,10 +260,3 @@ def _picture(path: str, crowns: gpd.GeoDataFrame, species: ClassTable, target: P
     placed = crowns.to_crs(mosaic.geobox.crs)
     colours = {entry.name: entry.hex for entry in species}
     return outline_chart(image, bounds, placed, target, column="class", colours=colours, title=title)
-
-
-def _put(context: TaskContext, path: Path, kind: str, title: str = "") -> Output:
-    content = Path(path).read_bytes()
-    name = f"{context.folder}/{Path(path).name}"
-    context.store.write_bytes(name, content)
-    return Output(name, len(content), hashlib.sha256(content).hexdigest(), kind=kind, title=title)

@@ -23,9 +23,9 @@ from geoeco.engine import Output, PlanContext, RecipePath, RunContext, Stage, Ta
 from geoeco.errors import InputError
 from geoeco.outputs import quicklook
 from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_url, is_step, planned_model
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_files, shard_for, tiles
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, parts_of, shard_files, shard_for, tiles, written
 from geoeco.steps.model_costs import network_bytes
-from geoeco.steps.mosaics import PROFILES, MosaicSettings, map_sources, mosaic_of, mosaic_period, written
+from geoeco.steps.mosaics import PROFILES, MosaicSettings, map_sources, mosaic_of, mosaic_period
 from geoeco.steps.training_files import needs_ml
 
 if TYPE_CHECKING:

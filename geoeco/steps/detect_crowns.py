@@ -7,7 +7,6 @@ bookkeeping only; the crowns are `geoeco.mapping.detections`'.
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import io
 import json
 import warnings
@@ -26,7 +25,7 @@ from geoeco.sampling.mosaic_windows import grid_windows, pixels_across
 from geoeco.sensors.height_models import HeightModel, describe_heights
 from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
 from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_item, bundle_url, is_step, planned_model
-from geoeco.steps.layers import digest_of
+from geoeco.steps.layers import digest_of, written
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.mosaics import MosaicSettings
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
@@ -142,7 +141,7 @@ class DetectCrownsVerb(Verb):
         found = detect_tiles(mosaic, bundle, windows, range(*task.payload["tiles"]), min_score=settings.min_score)
         buffer = io.BytesIO()
         found.to_parquet(buffer, index=False)
-        output = _put(context, buffer.getvalue(), f"tiles/{task.key}.parquet", "part")
+        output = written(context, f"tiles/{task.key}.parquet", buffer.getvalue(), "part")
         return TaskResult(digest=str(output.sha256), outputs=(output,), stats={"objects": len(found)})
 
     def _crowns(
@@ -186,7 +185,7 @@ class DetectCrownsVerb(Verb):
         title = f"{context.recipe.name}: {context.folder}"
         # a mirror of the run folder, so that relative links hold there too
         folder = context.scratch_path / context.folder
-        written = write_gpkg(
+        record = write_gpkg(
             found, folder / GPKG, layer=LAYER, geometry_type="Polygon", description="crowns that were found", tags=tags
         )
         coco = write_coco(
@@ -195,16 +194,16 @@ class DetectCrownsVerb(Verb):
         image, bounds = mosaic_picture(mosaic, size=_PICTURE_PIXELS)
         picture = outline_chart(image, bounds, found, folder / PICTURE, title=title)
         outputs = [
-            _put(context, written.path.read_bytes(), GPKG, "data", "Crowns"),
-            _put(context, coco.path.read_bytes(), COCO, "data", "Crowns as COCO JSON"),
-            _put(context, picture.read_bytes(), PICTURE, "quicklook", f"Crowns found, {context.folder}"),
+            written(context, GPKG, record.path.read_bytes(), "data", "Crowns"),
+            written(context, COCO, coco.path.read_bytes(), "data", "Crowns as COCO JSON"),
+            written(context, PICTURE, picture.read_bytes(), "quicklook", f"Crowns found, {context.folder}"),
         ]
         start, end = (dt.datetime.fromisoformat(moment) for moment in task.payload["period"])
         box = mosaic.geobox.boundingbox
-        held = {name for name, _ in written.columns}
+        held = {name for name, _ in record.columns}
         write_table_item(
             folder / ITEM,
-            written,
+            record,
             period=(start, end),
             bounds=(box.left, box.bottom, box.right, box.top),
             descriptions={name: text for name, text in COLUMNS.items() if name in held},
@@ -213,7 +212,7 @@ class DetectCrownsVerb(Verb):
             derived_from=local_sources([_model_item(settings, context)], context.scratch_path),
             thumbnail=picture,
         )
-        outputs.append(_put(context, (folder / ITEM).read_bytes(), ITEM, "metadata", "Crowns"))
+        outputs.append(written(context, ITEM, (folder / ITEM).read_bytes(), "metadata", "Crowns"))
         return TaskResult(
             digest=digest_of(str(output.sha256) for output in outputs),
             outputs=tuple(outputs),
@@ -226,10 +225,8 @@ class DetectCrownsVerb(Verb):
         """Write the catalogue of the crowns' STAC item, and the item of a model from elsewhere."""
         outputs = list(write_catalog(context, records, "Crowns"))
         if not is_step(settings.bundle, context):
-            content = bundle_item(bundle_url(settings.bundle, context))
-            name = f"{context.folder}/{MODEL}"
-            context.store.write_bytes(name, content)
-            outputs.append(Output(name, len(content), hashlib.sha256(content).hexdigest(), kind="metadata"))
+            # what a relative link can lead to wherever the run folder is taken
+            outputs.append(written(context, MODEL, bundle_item(bundle_url(settings.bundle, context)), "metadata"))
         return outputs
 
     def open(self, settings: DetectCrownsSettings, context: RunContext) -> gpd.GeoDataFrame:
@@ -278,9 +275,3 @@ def _heights(
 def _model_item(settings: DetectCrownsSettings, context: TaskContext) -> str:
     """Where in the run the item of the model is."""
     return f"{settings.bundle}/bundle/mlm.json" if is_step(settings.bundle, context) else f"{context.folder}/{MODEL}"
-
-
-def _put(context: TaskContext, content: bytes, name: str, kind: str, title: str = "") -> Output:
-    path = f"{context.folder}/{name}"
-    context.store.write_bytes(path, content)
-    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)

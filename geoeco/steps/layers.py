@@ -1,4 +1,4 @@
-"""What steps that make rasters share: their store by blocks, and the layers that other steps may take from it."""
+"""What steps that make maps share: a store by blocks, the layers that other steps may take from it, and their files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from geoeco.engine import Output, PlanContext, PlannedStep, RunContext, RunStore, Verb
+from geoeco.engine import Output, PlanContext, PlannedStep, RunContext, RunStore, TaskContext, Verb
 
-__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "shard_files", "shard_for", "tiles"]
+__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "shard_files", "shard_for", "tiles", "written"]
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -134,3 +134,10 @@ def shard_files(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[int,
 def digest_of(parts: Iterable[str]) -> str:
     """SHA-256 over an ordered list of digests or other texts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def written(context: RunContext | TaskContext, name: str, content: bytes, kind: str, title: str = "") -> Output:
+    """Write a file into the step's folder, and describe it."""
+    path = f"{context.folder}/{name}"
+    context.store.write_bytes(path, content)
+    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,9 +25,10 @@ from geoeco.engine import Output, PlanContext, RunContext, StepSettings, TaskCon
 from geoeco.errors import GridError
 from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
 from geoeco.steps.bundles import bundle_item, bundle_url, is_step
+from geoeco.steps.layers import written
 from geoeco.steps.provenance import ALWAYS
 
-__all__ = ["PROFILES", "MosaicSettings", "as_json", "map_sources", "mosaic_of", "mosaic_period", "written"]
+__all__ = ["PROFILES", "MosaicSettings", "as_json", "map_sources", "mosaic_of", "mosaic_period"]
 
 #: Files of a step: what the files of its layers must be told, and what the mosaic is.
 PROFILES, MOSAIC = "layers.json", "mosaic.json"
@@ -141,13 +141,6 @@ def map_sources(
 def as_json(value: Any) -> bytes:
     """A JSON file's content."""
     return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-
-
-def written(context: RunContext | TaskContext, name: str, content: bytes, kind: str, title: str = "") -> Output:
-    """Write a file into the step's folder, and describe it."""
-    path = f"{context.folder}/{name}"
-    context.store.write_bytes(path, content)
-    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
 
 
 def _mosaic_item(mosaic: Orthomosaic, settings: MosaicSettings, period: tuple[str, str] | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ only; the regions are `geoeco.mapping.regions`' and the outlines `geoeco.mapping
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import io
 import math
 import zipfile
@@ -49,7 +48,7 @@ from geoeco.mapping.outlines import block_outlines, join_outlines
 from geoeco.mapping.regions import Parts, Regions, join_parts, label_block
 from geoeco.outputs import ClassTable, write_gpkg, write_table_item
 from geoeco.outputs.outline_charts import outline_chart
-from geoeco.steps.layers import Layer, RasterVerb, digest_of
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, written
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 
 if TYPE_CHECKING:
@@ -276,7 +275,7 @@ class PolygonsVerb(Verb):
         entries = _class_table(classes, table["class"].unique())
         # a mirror of the run folder, so that relative links hold there too
         folder = context.scratch_path / context.folder
-        written = write_gpkg(
+        record = write_gpkg(
             table,
             folder / GPKG,
             layer=LAYER,
@@ -285,13 +284,13 @@ class PolygonsVerb(Verb):
             tags=tags,
             classes=entries,
         )
-        outputs = [_put(context, written.path.read_bytes(), GPKG, "data", "Polygons")]
+        outputs = [written(context, GPKG, record.path.read_bytes(), "data", "Polygons")]
         picture = _picture(classes, entries, table, folder / PICTURE, title) if len(table) else None
         start, end = (dt.datetime.fromisoformat(moment) for moment in task.payload["period"])
         box = exact_grid(classes).boundingbox
         write_table_item(
             folder / ITEM,
-            written,
+            record,
             period=(start, end),
             bounds=(box.left, box.bottom, box.right, box.top),
             descriptions=COLUMNS,
@@ -302,9 +301,9 @@ class PolygonsVerb(Verb):
             ),
             thumbnail=picture,
         )
-        outputs.append(_put(context, (folder / ITEM).read_bytes(), ITEM, "metadata", "Polygons"))
+        outputs.append(written(context, ITEM, (folder / ITEM).read_bytes(), "metadata", "Polygons"))
         if picture is not None:
-            outputs.append(_put(context, picture.read_bytes(), PICTURE, "quicklook", "Polygons of the map"))
+            outputs.append(written(context, PICTURE, picture.read_bytes(), "quicklook", "Polygons of the map"))
         area = table.groupby("class")["area_m2"].sum()
         return TaskResult(
             digest=digest_of(str(output.sha256) for output in outputs),
@@ -422,7 +421,7 @@ def _kept(context: TaskContext, name: str, arrays: Mapping[str, Any], **stats: i
     """Keep arrays for a later stage."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    output = _put(context, buffer.getvalue(), f"{name}.npz", "part")
+    output = written(context, f"{name}.npz", buffer.getvalue(), "part")
     return TaskResult(digest=str(output.sha256), outputs=(output,), stats=stats)
 
 
@@ -435,12 +434,6 @@ def _read(context: TaskContext, name: str) -> dict[str, npt.NDArray[Any]]:
     # what zip, its compression and NumPy raise depends on where they stumble; each part bears a checksum
     except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError) as error:
         raise damaged_shard(context.store.url(path), f"{type(error).__name__}: {error}") from error
-
-
-def _put(context: TaskContext, content: bytes, name: str, kind: str, title: str = "") -> Output:
-    path = f"{context.folder}/{name}"
-    context.store.write_bytes(path, content)
-    return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
 
 
 def _class_table(classes: xr.DataArray, held: npt.NDArray[np.int32]) -> ClassTable:
