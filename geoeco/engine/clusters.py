@@ -228,6 +228,8 @@ def _local(plan: Plan | None, workers: int | None, memory_limit: int | None) -> 
 def _address(address: str, timeout: float) -> Iterator[Any]:
     distributed = _distributed()
     try:
+        # A client that fails to start stays Dask's default scheduler, so the first to ask is not to be the default.
+        distributed.Client(address, timeout=timeout, set_as_default=False).close()
         client = distributed.Client(address, timeout=timeout)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(

@@ -148,6 +148,14 @@ def test_an_address_without_a_scheduler_says_how_to_start_one(address):
     assert "dask scheduler" in caught.value.what_to_do
 
 
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "bogus://x"])
+def test_a_refused_address_leaves_dask_as_it_was(address):
+    with dask.config.set(scheduler="threads"):
+        with pytest.raises(ClusterError), connect(address, timeout=0.5):
+            pass
+        assert dask.config.get("scheduler") == "threads"
+
+
 DRIVER = """
 import sys
 import dummies
@@ -218,7 +226,7 @@ def test_a_lost_scheduler_ends_the_session_and_another_cluster_goes_on(
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not file.exists():
+        while not (file.exists() and file.read_text().endswith("}")):
             assert scheduler.poll() is None
 
         def kill(event):
