@@ -1,11 +1,14 @@
 """What a variable is: its kind, units and nodata, and what follows from its kind.
 
 The kind of a variable (class, continuous, count, angle or date) decides how it is resampled, how its overviews are
-made and which nodata value it is stored with. Every room asks here; none decides for itself.
+made and which nodata value it is stored with; a variable of classes carries their names and colours. Every room asks
+here; none decides for itself.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,13 +18,28 @@ import xarray as xr
 
 from geoeco.errors import InputError
 
-__all__ = ["EPOCH", "KINDS", "Kind", "describe", "kind_of", "nodata_for", "overview_resampling", "resampling"]
+__all__ = [
+    "EPOCH",
+    "KINDS",
+    "UNPRINTABLE",
+    "Kind",
+    "check_class_names",
+    "class_flags",
+    "class_names",
+    "describe",
+    "kind_of",
+    "nodata_for",
+    "overview_resampling",
+    "resampling",
+]
 
 Kind = Literal["class", "continuous", "count", "angle", "date"]
 KINDS: tuple[str, ...] = get_args(Kind)
 
 #: Dates are stored as days since this day (the convention of MCD12Q2).
 EPOCH = np.datetime64("1970-01-01", "D")
+#: What no XML document can hold (XML 1.0, section 2.2), and so no style and no attribute table.
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -103,3 +121,90 @@ def describe(array: xr.DataArray, *, kind: str, units: str, long_name: str, **mo
     """
     _rules(kind)
     return array.assign_attrs(kind=kind, units=units, long_name=long_name, **more)
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Refuse names of classes that a map cannot be told apart by.
+
+    Parameters
+    ----------
+    names : sequence of str
+    where : str
+        What has these classes, for the message.
+
+    Raises
+    ------
+    InputError
+        If a name is empty, stands twice (blanks at its ends and how many there are in a row do not count), or has
+        characters that no XML document can hold.
+    """
+    plain = [" ".join(name.split()) for name in names]
+    twice = sorted({name for name in plain if plain.count(name) > 1})
+    if not all(plain):
+        fault = "a class has no name"
+    elif twice:
+        fault = f"classes have the same name twice: {', '.join(twice)}"
+    elif any(UNPRINTABLE.search(name) for name in names):
+        fault = "control characters stand in the name of a class"
+    else:
+        return
+    raise InputError(fault, where=where, what_to_do="give each class a name of its own", code="classes")
+
+
+def class_flags(codes: Sequence[int], names: Sequence[str], colours: Sequence[str] = ()) -> dict[str, Any]:
+    """Attributes that tell the classes of a variable.
+
+    Parameters
+    ----------
+    codes : sequence of int
+    names : sequence of str
+        Of each code.
+    colours : sequence of str
+        ``#rrggbb`` of each code, or none.
+
+    Returns
+    -------
+    dict
+        The CF attributes ``flag_values`` and ``flag_meanings``, words without blanks, and ``flag_colors`` where there
+        are colours; beside them ``class_names``, the names as they are.
+
+    References
+    ----------
+    CF conventions 1.11, section 3.5.
+    """
+    plain = [" ".join(name.split()) for name in names]
+    return {
+        "flag_values": [int(code) for code in codes],
+        "flag_meanings": " ".join(name.replace(" ", "_") for name in plain),
+        **({"flag_colors": " ".join(colours)} if colours else {}),
+        "class_names": plain,
+    }
+
+
+def class_names(array: xr.DataArray) -> dict[int, str]:
+    """Names of the classes of a variable by code: the inverse of `class_flags`; empty where it carries none.
+
+    Where there are CF attributes alone, underscores become blanks.
+
+    Raises
+    ------
+    InputError
+        If there are more codes than names, or fewer.
+    """
+    values, meanings = array.attrs.get("flag_values"), array.attrs.get("flag_meanings")
+    if values is None or meanings is None:
+        return {}
+    if isinstance(values, str):
+        values = values.replace(",", " ").split()
+    codes = [int(value) for value in np.atleast_1d(np.asarray(values)).tolist()]
+    words = meanings.split() if isinstance(meanings, str) else [str(word) for word in meanings]
+    if len(codes) != len(words):
+        raise InputError(
+            f"variable {array.name!r} has {len(codes)} flag_values and {len(words)} flag_meanings",
+            what_to_do="write the blanks inside a meaning as underscores",
+        )
+    names = [str(name) for name in np.atleast_1d(array.attrs.get("class_names", [])).tolist()]
+    if [name.replace(" ", "_") for name in names] != words:
+        # not there, or of other meanings than those that somebody wrote since
+        names = [word.replace("_", " ") for word in words]
+    return dict(zip(codes, names, strict=True))

@@ -22,12 +22,12 @@ from geoeco.errors import GridError, InputError
 from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.inputs import check_model
 from geoeco.mapping.lattice import Lattice, Span
-from geoeco.mapping.map_layers import NODATA, RESOLUTION_TOLERANCE
+from geoeco.mapping.map_layers import NODATA, RESOLUTION_TOLERANCE, check_classes
 from geoeco.mapping.sources import Pixels, pixels_of
 from geoeco.models import SeasonPredictor
 from geoeco.training import ModelBundle
 from geoeco.training.weak_labels import MIN_SHARE, Templates, patch_grid
-from geoeco.variables import describe
+from geoeco.variables import class_flags, describe
 
 __all__ = ["CoarseMapper", "coarse_grid", "coarse_map", "coarse_variables"]
 
@@ -111,6 +111,9 @@ class CoarseMapper:
         templates = Templates.from_notes(bundle.notes["weak_labels"]["templates"])
         if templates.classes != bundle.classes:
             raise InputError("the templates of the model are of other classes than its output", code="bundle")
+        check_classes(
+            bundle.codes or range(len(bundle.classes)), bundle.classes, f"model {bundle.name or bundle.architecture}"
+        )
         check_model(
             bundle,
             pixels.bands,
@@ -202,11 +205,7 @@ def coarse_variables(
     classes, codes, colours : sequence
         Of a bundle; the positions of the classes are their codes where there are none.
     """
-    flags = {
-        "flag_values": [int(code) for code in codes or range(len(classes))],
-        "flag_meanings": " ".join("_".join(name.split()) for name in classes),
-        **({"flag_colors": " ".join(colours)} if colours else {}),
-    }
+    flags = class_flags(codes or range(len(classes)), classes, colours)
     described: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "class": ("class", "", "class of the patch", flags),
         "prob": ("continuous", "1", "probability of the class", {}),

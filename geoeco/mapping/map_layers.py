@@ -12,7 +12,7 @@ from geoeco.errors import InputError
 from geoeco.mapping.inputs import Model, check_model
 from geoeco.mapping.sources import Pixels
 from geoeco.mapping.tiling import Windowed
-from geoeco.variables import describe
+from geoeco.variables import check_class_names, class_flags, describe
 
 __all__ = [
     "NODATA",
@@ -20,6 +20,7 @@ __all__ = [
     "RESOLUTION_TOLERANCE",
     "Segmentation",
     "at_resolution",
+    "check_classes",
     "check_segmenters",
     "map_variables",
 ]
@@ -87,14 +88,7 @@ def check_segmenters(models: Sequence[Segmentation], pixels: Pixels) -> None:
             tolerance=RESOLUTION_TOLERANCE,
         )
         where = f"model {model.name or 'without a name'}"
-        if not 2 <= len(model.codes) == len(model.classes) or max(model.codes) >= NODATA or min(model.codes) < 0:
-            raise InputError(
-                f"a map of the codes {', '.join(map(str, model.codes)) or 'of no class'} and "
-                f"{len(model.classes)} names cannot be made",
-                where=where,
-                what_to_do=f"take a bundle of two classes or more with names, and codes below {NODATA}",
-                code="bundle",
-            )
+        check_classes(model.codes, model.classes, where)
         if (tuple(model.codes), tuple(model.classes)) != (tuple(models[0].codes), tuple(models[0].classes)):
             raise InputError(
                 "the models of an ensemble have different classes",
@@ -102,6 +96,26 @@ def check_segmenters(models: Sequence[Segmentation], pixels: Pixels) -> None:
                 what_to_do="take bundles of the same codes and names in the same order",
                 code="bundle",
             )
+
+
+def check_classes(codes: Sequence[int], names: Sequence[str], where: str) -> None:
+    """Refuse classes that a map of bytes cannot hold.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two, not as many codes as names, codes that repeat or are not below `NODATA`, or names
+        that `geoeco.variables.check_class_names` refuses.
+    """
+    whole = len(set(codes)) == len(codes) and all(0 <= code < NODATA for code in codes)
+    if not (whole and 2 <= len(codes) == len(names)):
+        raise InputError(
+            f"a map of the codes {', '.join(map(str, codes)) or 'of no class'} and {len(names)} names cannot be made",
+            where=where,
+            what_to_do=f"take a bundle of two classes or more with names, and codes below {NODATA}",
+            code="bundle",
+        )
+    check_class_names(names, where)
 
 
 def map_variables(made: Mapping[str, npt.NDArray[Any]], models: Sequence[Segmentation]) -> dict[str, xr.DataArray]:
@@ -116,13 +130,9 @@ def map_variables(made: Mapping[str, npt.NDArray[Any]], models: Sequence[Segment
     """
     codes, names, colours = models[0].codes, models[0].classes, models[0].colours
     by = " and ".join(model.name or "a model without a name" for model in models)
-    flags: dict[str, Any] = {
-        "flag_values": [int(code) for code in codes],
-        "flag_meanings": " ".join("_".join(name.split()) for name in names),
-        **({"flag_colors": " ".join(colours)} if colours else {}),
-    }
-    inside = {"flag_values": [0, 1], "flag_meanings": "outside inside", "flag_colors": "#d55e00 #0072b2"}
-    known = {"flag_values": [0, 1], "flag_meanings": "invalid valid", "flag_colors": "#999999 #009e73"}
+    flags = class_flags(codes, names, colours)
+    inside = class_flags((0, 1), ("outside", "inside"), ("#d55e00", "#0072b2"))
+    known = class_flags((0, 1), ("invalid", "valid"), ("#999999", "#009e73"))
     described: dict[str, tuple[str, str, dict[str, Any]]] = {
         "class": ("class", f"class by {by}", flags),
         "probability": ("continuous", f"probability of each class by {by}", {"classes": list(names)}),

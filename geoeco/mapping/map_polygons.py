@@ -21,13 +21,12 @@ from geoeco.errors import GridError, InputError
 from geoeco.mapping.outlines import block_outlines, fill_holes, join_outlines, placed, simplify_outlines
 from geoeco.mapping.regions import Connectivity, Parts, Regions, Small, join_parts, label_block
 from geoeco.sensors.mosaic_grids import geodesic_size
-from geoeco.variables import kind_of, nodata_for
+from geoeco.variables import class_names, kind_of, nodata_for
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
 __all__ = [
-    "class_names",
     "class_nodata",
     "class_polygons",
     "exact_grid",
@@ -134,14 +133,6 @@ def class_nodata(classes: xr.DataArray) -> int:
             what_to_do="give whole numbers (y, x) of kind 'class'",
         )
     return int(classes.attrs.get("_FillValue", nodata_for(classes.dtype)))
-
-
-def class_names(classes: xr.DataArray) -> dict[int, str]:
-    """Names by code, from the CF flags of a class map; empty where it has none."""
-    values, meanings = classes.attrs.get("flag_values", []), classes.attrs.get("flag_meanings", [])
-    words = meanings.split() if isinstance(meanings, str) else [str(word) for word in meanings]
-    codes = [int(value) for value in np.atleast_1d(np.asarray(values)).tolist()]
-    return {code: word.replace("_", " ") for code, word in zip(codes, words, strict=True)}
 
 
 def exact_grid(raster: xr.DataArray) -> GeoBox:

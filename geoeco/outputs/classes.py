@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from geoeco.errors import InputError
+from geoeco.variables import UNPRINTABLE, check_class_names, class_flags, class_names
 
 __all__ = ["ClassEntry", "ClassTable"]
 
@@ -24,8 +24,6 @@ LARGEST_CODE = 65534
 
 # Okabe & Ito (2008), "Color Universal Design": told apart with the common kinds of colour blindness
 _OKABE_ITO = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
-#: What no XML document can hold.
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _HEX = re.compile(r"#?([0-9a-fA-F]{6})([0-9a-fA-F]{2})?\Z")
 
 
@@ -106,14 +104,12 @@ class ClassTable:
         names = [entry.name for entry in entries]
         if not 0 <= codes[0] <= codes[-1] <= LARGEST_CODE:
             raise InputError(f"class codes must lie in 0..{LARGEST_CODE}, not {codes[0]}..{codes[-1]}")
-        for what, values in (("code", codes), ("name", names)):
-            twice = sorted({str(value) for value in values if values.count(value) > 1})  # type: ignore[arg-type]
-            if twice:
-                raise InputError(f"class table {self.name!r} has the same {what} twice: {', '.join(twice)}")
-        if not all(name.strip() for name in names):
-            raise InputError(f"class table {self.name!r} has a class without a name")
-        if any(CONTROL_CHARACTERS.search(text) for text in (self.name, *names)):
-            raise InputError(f"class table {self.name!r} has control characters in a name")
+        twice = sorted({code for code in codes if codes.count(code) > 1})
+        if twice:
+            raise InputError(f"class table {self.name!r} has the same code twice: {', '.join(map(str, twice))}")
+        check_class_names(names, f"class table {self.name!r}")
+        if UNPRINTABLE.search(self.name):
+            raise InputError(f"class table {self.name!r} has control characters in its name")
 
     @classmethod
     def of(
@@ -155,32 +151,18 @@ class ClassTable:
     def from_attrs(cls, array: xr.DataArray) -> ClassTable | None:
         """Read the table that a variable carries as CF flags, or None where it carries none.
 
-        Reads ``flag_values``, ``flag_meanings`` (blank-separated or a list; underscores become blanks) and, where
-        given, ``flag_colors`` (``#rrggbb``, blank-separated or a list).
+        Reads what `geoeco.variables.class_names` reads and, where given, ``flag_colors`` (``#rrggbb``, blank-separated
+        or a list).
         """
-        if "flag_values" not in array.attrs or "flag_meanings" not in array.attrs:
+        names = class_names(array)
+        if not names:
             return None
-        values = array.attrs["flag_values"]
-        if isinstance(values, str):
-            values = values.replace(",", " ").split()
-        codes = [int(value) for value in np.atleast_1d(np.asarray(values)).tolist()]
-        labels = [word.replace("_", " ") for word in _words(array.attrs["flag_meanings"])]
-        if len(codes) != len(labels):
-            raise InputError(
-                f"variable {array.name!r} has {len(codes)} flag_values and {len(labels)} flag_meanings",
-                what_to_do="write the blanks inside a meaning as underscores",
-            )
         colours = _words(array.attrs["flag_colors"]) if "flag_colors" in array.attrs else None
-        name = str(array.attrs.get("long_name") or array.name or "classes")
-        return cls.of(dict(zip(codes, labels, strict=True)), colours, name=name)
+        return cls.of(names, colours, name=str(array.attrs.get("long_name") or array.name or "classes"))
 
     def to_attrs(self) -> dict[str, Any]:
         """CF flag attributes of the table (the inverse of `from_attrs`)."""
-        return {
-            "flag_values": [entry.code for entry in self.entries],
-            "flag_meanings": " ".join(re.sub(r"\s+", "_", entry.name.strip()) for entry in self.entries),
-            "flag_colors": " ".join(entry.hex for entry in self.entries),
-        }
+        return class_flags(self.codes, self.names, [entry.hex for entry in self.entries])
 
     def __len__(self) -> int:
         return len(self.entries)

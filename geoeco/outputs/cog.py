@@ -32,11 +32,12 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from geoeco.errors import InputError, OutputError
-from geoeco.outputs.classes import CONTROL_CHARACTERS, ClassTable
+from geoeco.outputs.classes import ClassTable
 from geoeco.outputs.gdal_xml import aux_xml, read_aux_xml, read_statistics, vrt_xml
 from geoeco.outputs.layout import Layout, bands_of, layout_of
 from geoeco.outputs.pyramid import BLOCK, BandStatistics, FilePlanes, MemoryPlanes, Planes, build_overviews
 from geoeco.outputs.styles import qml
+from geoeco.variables import UNPRINTABLE
 
 __all__ = ["CogRecord", "WrittenFile", "cog_record", "local_path", "remove_leftovers", "write_cog"]
 
@@ -161,7 +162,7 @@ def _tags(
         out["TIFFTAG_DATETIME"] = datetime.strftime("%Y:%m:%d %H:%M:%S")
     for key, value in out.items():
         # tags are XML, which holds no control characters; TIFF's own are ASCII
-        clean = CONTROL_CHARACTERS.sub("?", value)
+        clean = UNPRINTABLE.sub("?", value)
         out[key] = clean.encode("ascii", "replace").decode("ascii") if key.startswith("TIFFTAG_") else clean
     return dict(sorted(out.items()))
 

@@ -179,7 +179,7 @@ class CoarseMapVerb(RasterVerb):
         """Refuse what can be known to be wrong before any work."""
         with needs_ml(settings.step):
             from geoeco.mapping import check_model
-            from geoeco.mapping.map_layers import RESOLUTION_TOLERANCE
+            from geoeco.mapping.map_layers import RESOLUTION_TOLERANCE, check_classes
         where = f"step {settings.step}"
         model = planned_model(settings.bundle, context, f"{where}: bundle")
         mosaic = mosaic_of(settings, context)
@@ -191,6 +191,7 @@ class CoarseMapVerb(RasterVerb):
             resolution=mosaic.gsd_m,
             tolerance=RESOLUTION_TOLERANCE,
         )
+        check_classes(model.codes or range(len(model.classes)), model.classes, f"{where}: bundle")
         if _block(context) % model.size:
             raise InputError(
                 f"a block of {_block(context)} pixels is not a whole number of patches of {model.size}",

@@ -37,7 +37,6 @@ from geoeco.engine import (
 )
 from geoeco.errors import InputError
 from geoeco.mapping.map_polygons import (
-    class_names,
     class_nodata,
     exact_grid,
     ground_pixel,
@@ -50,6 +49,7 @@ from geoeco.outputs import ClassTable, write_gpkg, write_table_item
 from geoeco.outputs.outline_charts import outline_chart
 from geoeco.steps.layers import Layer, RasterVerb, digest_of, written
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
+from geoeco.variables import class_names
 
 if TYPE_CHECKING:
     import geopandas as gpd

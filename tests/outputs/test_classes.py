@@ -25,6 +25,15 @@ def test_cf_flags_round_trip(raster):
     assert ClassTable.from_attrs(array) == table
 
 
+def test_names_with_underscores_are_themselves_and_those_of_others_have_blanks(raster):
+    table = ClassTable.of({1: "Built_up", 4: "Built up"}, name="cover")
+    array = raster([[1, 4]], kind="class", long_name="cover").assign_attrs(table.to_attrs())
+    assert array.attrs["flag_meanings"] == "Built_up Built_up"
+    assert ClassTable.from_attrs(array) == table
+    others = array.assign_attrs(flag_meanings="bare_ground open_water")
+    assert ClassTable.from_attrs(others).names == ("bare ground", "open water")
+
+
 def test_a_variable_without_flags_has_no_table(raster):
     assert ClassTable.from_attrs(raster([[1, 4]], kind="class")) is None
 
@@ -39,6 +48,9 @@ def test_a_variable_without_flags_has_no_table(raster):
         ({1.5: "a"}, None),
         ({1: " "}, None),
         ({1: "a\x02"}, None),
+        ({1: "a\ufffe"}, None),
+        ({1: "a\ud800"}, None),
+        ({1: "a  b", 2: "a b"}, None),
         ({1: "a"}, {1: "blue"}),
         ({1: "a"}, {1: (1, 2, 300)}),
         ({1: "a", 2: "b"}, ["#000000"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from geoeco.mapping import predict
 from geoeco.models import DWFFNet
 from geoeco.sensors.orthomosaic import describe_orthomosaic
 from geoeco.training import ModelBundle
-from tests.mapping.mosaics import CODES, NAMES, bundle_of
+from tests.mapping.mosaics import CODES, NAMES, bundle_of, conv_bundle
 from tests.steps.mosaic_runs import COLOURS, recipe, write_bundle, write_mosaic
 
 OUTPUTS = "outputs: [class, probability, entropy, confidence, valid]"
@@ -191,6 +192,22 @@ def refused(told: str, make, kind: type[GeoecoError] = InputError) -> None:
     with pytest.raises(kind) as error:
         make()
     assert told in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("reed", "reed", "mud", "sand"), "the same name twice: reed"),
+        (("reed", " ", "mud", "sand"), "a class has no name"),
+        (("reed", "a\ufffe", "mud", "sand"), "control characters"),
+    ],
+)
+def test_classes_that_no_file_can_name_are_known_before_the_map_is_made(
+    place: Path, tmp_path: Path, names: tuple[str, ...], told: str
+):
+    shutil.copy(place / "mosaic.tif", tmp_path)
+    dataclasses.replace(conv_bundle(name="stack"), classes=names).save(tmp_path / "bundle")
+    refused(told, recipe(tmp_path).plan)
 
 
 @pytest.mark.parametrize(
