@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from geoeco.errors import InputError, OutputError
+from geoeco.mapping.allocator import freed_memory_kept
 from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.lattice import Span
 from geoeco.mapping.map_layers import NODATA, OUTPUTS
@@ -119,7 +120,11 @@ class Predictor:
         made = self.empty(y, x)
         windows = 0
         rows, cols = list(self.tiling.rows_of_batches(y)), list(self.tiling.batches(x))
-        with fixed_arithmetic(self.threads), ThreadPoolExecutor(1, "geoeco-read") as reader:
+        with (
+            fixed_arithmetic(self.threads),
+            freed_memory_kept(),
+            ThreadPoolExecutor(1, "geoeco-read") as reader,
+        ):
             batches = self._ahead(reader, rows, cols)
             canvas: _Canvas | None = None
             for at, row in enumerate(rows):
