@@ -6,12 +6,9 @@ asked for. Maps are `geoeco.mapping`'s.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,21 +23,19 @@ from torch import nn
 from torch.nn import functional
 
 from geoeco.applicability import AreaOfApplicability
-from geoeco.cubes.shards import Objects
 from geoeco.errors import InputError
 from geoeco.models import DWFFNet
 from geoeco.models.encoder_weights import weights_sha256
 from geoeco.sampling import open_uav_chips
 from geoeco.training.architectures import build_network
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.confusion import ConfusionMatrix
+from geoeco.training.confusion_files import finite_scores, write_confusions
 from geoeco.training.crown_chips import pixel_statistics
-from geoeco.training.evaluation import DETAILS, TABLE, json_bytes
 from geoeco.training.fitting import Fitting, FittingOptions, check_course
 from geoeco.training.photo_points import PhotoPoints
 from geoeco.training.samplers import LocationBatches
 from geoeco.training.season_contrast import Schedule
-from geoeco.training.segmentation import HabitatSegmentation, PartScores, PixelLoader, SegmentationValidation
+from geoeco.training.segmentation import HabitatSegmentation, PixelLoader, SegmentationValidation
 from geoeco.training.segmentation_chips import (
     ChipSurvey,
     SegmentationDataset,
@@ -55,8 +50,6 @@ __all__ = ["PARTS", "train_segmentation"]
 
 _log = logging.getLogger(__name__)
 PARTS: tuple[str, ...] = ("train", "val", "test")
-#: File with the confusion matrix of the tested part.
-CONFUSION = "confusion.csv"
 #: Steps between checkpoints when nothing else is asked for: steps of these networks are long.
 CHECKPOINT_EVERY = 100
 #: Principal axes of the area of applicability.
@@ -292,7 +285,7 @@ def train_segmentation(
         f"{watch.highest:.6g}",
         "encoder": origin,
         "settings": settings,
-        "scores": {part: _finite(scores.confusion.summary()) for part, scores in found.items()},
+        "scores": {part: finite_scores(scores.confusion.summary()) for part, scores in found.items()},
     }
     made = ModelBundle(
         module=model,
@@ -316,7 +309,14 @@ def train_segmentation(
         notes=json.loads(json.dumps(facts)),
     )
     made.save(root / "bundle")
-    _write_scores(root, made, found, settings)
+    write_confusions(
+        root,
+        {"encoder": made.name, "task": "habitats", "protocol": "trained"},
+        {part: scores.confusion for part, scores in found.items()},
+        settings,
+        outlines={part: scores.boundary for part, scores in found.items() if scores.boundary is not None},
+        losses={part: scores.loss for part, scores in found.items()},
+    )
     return made
 
 
@@ -529,50 +529,3 @@ def _title(network: str, arguments: Mapping[str, Any]) -> str:
     if network == "smp":
         return f"{arguments.get('model', 'Unet')} {arguments.get('encoder', 'resnet18')}"
     return "stack of convolutions"
-
-
-def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
-
-
-def _write_scores(
-    root: Path, bundle: ModelBundle, found: Mapping[str, PartScores], settings: Mapping[str, Any]
-) -> None:
-    """Rows of scores, what stands behind them, and the confusion matrix of the last part: test, or val without it."""
-    rows, details = [], []
-    for part, scores in found.items():
-        about = {"encoder": bundle.name, "task": "habitats", "protocol": "trained", "split": part}
-        means = scores.confusion.summary()
-        by_class = scores.confusion.rows()
-        if scores.boundary is not None:
-            outlines = scores.boundary.f1
-            means["boundary_f1"] = scores.confusion.mean(outlines, "leave-out")
-            for row, value in zip(by_class, outlines, strict=True):
-                row["boundary_f1"] = float(value) if math.isfinite(value) else None
-        means["loss"] = scores.loss
-        rows += [
-            {**about, "metric": metric, "mean": value, "sd": None, "n": 1} for metric, value in _finite(means).items()
-        ]
-        details.append(
-            {
-                **about,
-                "classes": by_class,
-                "unscored": list(scores.confusion.unscored),
-                "confusion": scores.confusion.counts.tolist(),
-            }
-        )
-    objects = Objects(str(root))
-    objects.put(DETAILS, [json_bytes({"settings": dict(settings), "results": details})])
-    objects.put(CONFUSION, [_confusion_table(found[list(found)[-1]].confusion)])
-    objects.put(TABLE, [json_bytes(rows)])
-
-
-def _confusion_table(confusion: ConfusionMatrix) -> bytes:
-    """A row a true class, a column a predicted one, pixels."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["truth", *confusion.classes])
-    writer.writerows(
-        [name, *map(int, counts)] for name, counts in zip(confusion.classes, confusion.counts, strict=True)
-    )
-    return text.getvalue().encode()
