@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 import pystac
@@ -36,7 +36,7 @@ from geoeco.outputs.cog import CogRecord, WrittenFile, local_path
 from geoeco.outputs.pyramid import rounded
 from geoeco.outputs.vectors import WrittenTable
 
-__all__ = ["write_item", "write_table_item"]
+__all__ = ["ItemFacts", "write_item", "write_table_item"]
 
 # about a centimetre
 _DECIMALS = 7
@@ -47,16 +47,34 @@ _GEOMETRIES = frozenset({"POINT", "MULTIPOINT", "LINESTRING", "MULTILINESTRING",
 Period = tuple[dt.datetime, dt.datetime] | dt.datetime
 
 
+class ItemFacts(TypedDict, total=False):
+    """What every item says; keywords of `write_item` and `write_table_item`.
+
+    Attributes
+    ----------
+    period : (datetime, datetime) or datetime
+        Of the *data*, first and last. Times without a zone are UTC.
+    id : str
+        By default the stem of the item's path.
+    title : str
+    properties : mapping
+        Further properties, for example ``geoeco:recipe_sha256``.
+    derived_from : sequence of str
+        Items and files this one was made from: URLs are kept, local paths made relative.
+    thumbnail : path-like, optional
+        PNG.
+    """
+
+    period: Required[Period]
+    id: str
+    title: str
+    properties: Mapping[str, Any]
+    derived_from: Sequence[str | os.PathLike[str]]
+    thumbnail: str | os.PathLike[str] | None
+
+
 def write_item(
-    path: str | os.PathLike[str],
-    assets: Mapping[str, CogRecord],
-    *,
-    period: Period,
-    id: str | None = None,  # noqa: A002  (STAC's own name)
-    title: str | None = None,
-    properties: Mapping[str, Any] | None = None,
-    derived_from: Sequence[str | os.PathLike[str]] = (),
-    thumbnail: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str], assets: Mapping[str, CogRecord], **facts: Unpack[ItemFacts]
 ) -> pystac.Item:
     """Write the STAC item of an output set.
 
@@ -67,17 +85,8 @@ def write_item(
     assets : mapping of asset key to CogRecord
         Files on one grid; files of different unit, scale or nodata are assets of one item. Sidecars become assets
         ``<key>-style`` and ``<key>-pam``.
-    period : (datetime, datetime) or datetime
-        Of the *data*, first and last. Times without a zone are UTC.
-    id : str, optional
-        By default the stem of `path`.
-    title : str, optional
-    properties : mapping, optional
-        Further properties, for example ``geoeco:recipe_sha256``.
-    derived_from : sequence of str
-        Items and files this one was made from: URLs are kept, local paths made relative.
-    thumbnail : path-like, optional
-        PNG of `quicklook`.
+    **facts
+        `ItemFacts`; ``period`` is needed.
 
     Returns
     -------
@@ -94,30 +103,23 @@ def write_item(
     if not assets:
         raise InputError("a STAC item needs at least one asset", where=str(path))
     # before any file is read
-    moments = _moments(period, path)
+    moments = _moments(facts["period"], path)
     grid = _common_grid(assets)
-    item = _item(path, grid, moments, id=id, title=title, properties=properties)
+    item = _item(path, grid, moments, facts)
     projection = ProjectionExtension.ext(item)
     projection.shape, projection.transform = list(grid["shape"]), list(grid["transform"])[:6]
     for key, record in assets.items():
         _add_raster(item, key, record, path.parent)
-    _add_sources(item, path.parent, thumbnail=thumbnail, derived_from=derived_from)
-    _save(item, path)
-    return item
+    return _finished(item, path, facts)
 
 
 def write_table_item(
     path: str | os.PathLike[str],
     table: WrittenTable,
     *,
-    period: Period,
     bounds: tuple[float, float, float, float] | None = None,
     descriptions: Mapping[str, str] | None = None,
-    id: str | None = None,  # noqa: A002  (STAC's own name)
-    title: str | None = None,
-    properties: Mapping[str, Any] | None = None,
-    derived_from: Sequence[str | os.PathLike[str]] = (),
-    thumbnail: str | os.PathLike[str] | None = None,
+    **facts: Unpack[ItemFacts],
 ) -> pystac.Item:
     """Write the STAC item of a GeoPackage, with its columns by the table extension.
 
@@ -127,22 +129,13 @@ def write_table_item(
         Local path of the item, ``.json``; hrefs are relative to its folder.
     table : WrittenTable
         What `write_gpkg` gave; its layer is the key of the asset.
-    period : (datetime, datetime) or datetime
-        Of the *data*, first and last. Times without a zone are UTC.
     bounds : tuple of float, optional
         Left, bottom, right and top of what was looked at, in the table's CRS: the footprint. Those of the rows by
         default.
     descriptions : mapping, optional
         What the columns hold, by their names.
-    id : str, optional
-        By default the stem of `path`.
-    title : str, optional
-    properties : mapping, optional
-        Further properties, for example ``geoeco:recipe_sha256``.
-    derived_from : sequence of str
-        Items and files this one was made from: URLs are kept, local paths made relative.
-    thumbnail : path-like, optional
-        PNG.
+    **facts
+        `ItemFacts`; ``period`` is needed.
 
     Returns
     -------
@@ -156,7 +149,7 @@ def write_table_item(
         If the item cannot be written.
     """
     path = local_path(path)
-    moments = _moments(period, path)
+    moments = _moments(facts["period"], path)
     described = dict(descriptions or {})
     unknown = set(described) - {name for name, _ in table.columns}
     if unknown:
@@ -164,8 +157,7 @@ def write_table_item(
     extent = bounds or table.bounds
     if extent is None:
         raise InputError("a table without rows does not say where it lies", where=str(path), what_to_do="give bounds")
-    place = _place(extent, rasterio.crs.CRS.from_wkt(table.crs_wkt))
-    item = _item(path, place, moments, id=id, title=title, properties=properties)
+    item = _item(path, _place(extent, rasterio.crs.CRS.from_wkt(table.crs_wkt)), moments, facts)
     columns = []
     for name, kind in table.columns:
         column = Column({"name": name, "type": kind.lower()})
@@ -186,9 +178,7 @@ def write_table_item(
             _classification(entry) for entry in table.classes
         ]
     _add_file(asset, table)
-    _add_sources(item, path.parent, thumbnail=thumbnail, derived_from=derived_from)
-    _save(item, path)
-    return item
+    return _finished(item, path, facts)
 
 
 def _moments(period: Period, path: Path) -> tuple[dt.datetime, dt.datetime]:
@@ -199,23 +189,18 @@ def _moments(period: Period, path: Path) -> tuple[dt.datetime, dt.datetime]:
 
 
 def _item(
-    path: Path,
-    place: Mapping[str, Any],
-    moments: tuple[dt.datetime, dt.datetime],
-    *,
-    id: str | None,  # noqa: A002  (STAC's own name)
-    title: str | None,
-    properties: Mapping[str, Any] | None,
+    path: Path, place: Mapping[str, Any], moments: tuple[dt.datetime, dt.datetime], facts: ItemFacts
 ) -> pystac.Item:
     start, end = moments
+    title = facts.get("title")
     item = pystac.Item(
-        id=id or path.stem,
+        id=facts.get("id") or path.stem,
         geometry=place["geometry"],
         bbox=place["bbox"],
         datetime=start if start == end else None,
         start_datetime=None if start == end else start,
         end_datetime=None if start == end else end,
-        properties={**({"title": title} if title else {}), **(properties or {})},
+        properties={**({"title": title} if title else {}), **facts.get("properties", {})},
     )
     ProjectionExtension.ext(item, add_if_missing=True).apply(
         code=place["code"], wkt2=None if place["code"] else place["wkt2"], bbox=list(place["bounds"])
@@ -223,20 +208,18 @@ def _item(
     return item
 
 
-def _add_sources(
-    item: pystac.Item,
-    folder: Path,
-    *,
-    thumbnail: str | os.PathLike[str] | None,
-    derived_from: Sequence[str | os.PathLike[str]],
-) -> None:
+def _finished(item: pystac.Item, path: Path, facts: ItemFacts) -> pystac.Item:
+    """Say what an item was made from, and write it."""
+    thumbnail = facts.get("thumbnail")
     if thumbnail is not None:
-        asset = pystac.Asset(_relative(thumbnail, folder), media_type=pystac.MediaType.PNG, roles=["thumbnail"])
+        asset = pystac.Asset(_relative(thumbnail, path.parent), media_type=pystac.MediaType.PNG, roles=["thumbnail"])
         item.add_asset("thumbnail", asset)
-    for source in derived_from:
-        target = _relative(source, folder)
+    for source in facts.get("derived_from", ()):
+        target = _relative(source, path.parent)
         media_type = pystac.MediaType.JSON if target.endswith(".json") else None
         item.add_link(pystac.Link("derived_from", target, media_type=media_type))
+    _save(item, path)
+    return item
 
 
 def _utc(moment: dt.datetime) -> dt.datetime:
