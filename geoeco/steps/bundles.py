@@ -18,8 +18,10 @@ __all__ = [
     "bundle_digest",
     "bundle_item",
     "bundle_url",
+    "check_made",
     "is_step",
     "planned_model",
+    "tasks_of_model",
 ]
 
 _ITEM = "mlm.json"
@@ -142,6 +144,12 @@ class ModelVerb(Verb):
     def model(self, settings: Any, context: PlanContext) -> PlannedModel:
         """What the model will be; known when planning."""
 
+    def open(self, settings: Any, context: RunContext) -> Any:
+        """Load the bundle."""
+        from geoeco.training import ModelBundle
+
+        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
+
 
 def planned_model(name: str, context: PlanContext, where: str) -> PlannedModel:
     """What is known of the model that a recipe names: a step that makes one, or the folder of a bundle.
@@ -174,6 +182,28 @@ def planned_model(name: str, context: PlanContext, where: str) -> PlannedModel:
 def is_step(name: str, context: PlanContext | RunContext | TaskContext) -> bool:
     """Whether a name is that of a step of the recipe; otherwise it is a folder."""
     return any(step.step == name for step in context.recipe.steps)
+
+
+def tasks_of_model(name: str, context: PlanContext) -> tuple[str, ...]:
+    """Tasks of this run that make the model of a name: none of the folder of a bundle."""
+    return tuple(task.id for task in context.step(name).tasks) if is_step(name, context) else ()
+
+
+def check_made(name: str, context: TaskContext, who: str) -> None:
+    """Refuse a model that a step of this run was to make and did not: its folder may hold that of other settings.
+
+    Raises
+    ------
+    InputError
+        If it is one; `who` names it in the message.
+    """
+    if any(task_id.startswith(f"{name}/") for task_id in context.missing):
+        raise InputError(
+            f"{who} was not made",
+            where=f"step {name}",
+            what_to_do="see why in the report, and resume",
+            code="bundle",
+        )
 
 
 def bundle_url(name: str, context: RunContext | TaskContext) -> str:

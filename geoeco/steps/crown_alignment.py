@@ -16,12 +16,20 @@ import geopandas as gpd
 import pandas as pd
 from pydantic import Field
 
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs import score_chart
 from geoeco.outputs.learning_curves import learning_curve
 from geoeco.sampling import closeup_path, pair_closeups
-from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_digest, bundle_url, is_step, planned_model
+from geoeco.steps.bundles import (
+    ModelVerb,
+    PlannedModel,
+    bundle_digest,
+    bundle_url,
+    is_step,
+    planned_model,
+    tasks_of_model,
+)
 from geoeco.steps.crown_tables import crowns_of_chips
 from geoeco.steps.train_crowns import encoder_facts, expected_backbone
 from geoeco.steps.training_files import (
@@ -105,8 +113,7 @@ class CrownAlignmentVerb(ModelVerb):
         depends = list(chips.depends)
         for label, source in settings.compare.items():
             _check_compared(label, planned_model(source, context, f"{where}: compare"), chips, where)
-            if is_step(source, context):
-                depends += [task.id for task in context.step(source).tasks]
+            depends += tasks_of_model(source, context)
         payload: dict[str, Any] = {**chips.payload, "photos": context.table(settings.photos)}
         if settings.crowns is not None:
             payload["crowns"] = context.table(settings.crowns)
@@ -188,12 +195,6 @@ class CrownAlignmentVerb(ModelVerb):
         learned = {name: bundle.notes[name] for name in ("crowns_learned", "photos_learned", "test")}
         stats: dict[str, Any] = {**{str(name): value for name, value in pairs.attrs.items()}, **learned}
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
-
-    def open(self, settings: CrownAlignmentSettings, context: RunContext) -> Any:
-        """Load the bundle."""
-        from geoeco.training import ModelBundle
-
-        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
 def _photos(path: str) -> gpd.GeoDataFrame:

@@ -30,8 +30,10 @@ from geoeco.outputs import score_chart
 from geoeco.steps.bundles import (
     bundle_digest,
     bundle_url,
+    check_made,
     is_step,
     planned_model,
+    tasks_of_model,
 )
 from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.model_costs import ACTIVATION_BYTES, LIBRARIES_BYTES
@@ -146,8 +148,7 @@ class EvaluateVerb(Verb):
             chips.check_bands(model.bands, f"the encoder {name!r}", f"step {settings.step}")
         depends, places = list(chips.depends), chips.places
         for source in dict.fromkeys(settings.encoders.values()):
-            if is_step(source, context):
-                depends += [task.id for task in context.step(source).tasks]
+            depends += tasks_of_model(source, context)
         images = 4 * places
         features = max(model.features for model in models.values()) * (4 if settings.combine == "concatenate" else 1)
         task = Task(
@@ -171,14 +172,7 @@ class EvaluateVerb(Verb):
         from geoeco.training import ProbeTask, evaluate
 
         for name, source in settings.encoders.items():
-            if any(task_id.startswith(f"{source}/") for task_id in context.missing):
-                # what lies in the folder of that step may be the model of other settings
-                raise InputError(
-                    f"the encoder {name!r} was not made",
-                    where=f"step {source}",
-                    what_to_do="see why in the report, and resume",
-                    code="bundle",
-                )
+            check_made(source, context, f"the encoder {name!r}")
         device = device_of(settings.device)
         rows = evaluate(
             _encoders(settings, context, device),

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from geoeco.cubes.shards import Objects
 from geoeco.engine import (
     PlanContext,
-    RunContext,
     Stage,
     Task,
     TaskContext,
@@ -29,7 +28,6 @@ from geoeco.steps.bundles import ModelVerb, PlannedModel
 from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
-    BUNDLE_FILES,
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
@@ -240,7 +238,7 @@ class PretrainVerb(ModelVerb):
         )
         curve = root.path / "logs" / "metrics.csv"
         stats: dict[str, Any] = {"locations": bundle.notes["locations"], "method": settings.method}
-        outputs = [root.put(f"bundle/{name}", kind) for name, kind in BUNDLE_FILES]
+        outputs = root.put_bundle(applicability=False)
         if settings.method != "none":
             columns = read_columns(curve)
             title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
@@ -251,12 +249,6 @@ class PretrainVerb(ModelVerb):
             ]
             stats |= {"steps": len(columns["step"]), "loss": round(columns["loss"][-1], 6)}
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
-
-    def open(self, settings: PretrainSettings, context: RunContext) -> Any:
-        """Load the bundle."""
-        from geoeco.training import ModelBundle
-
-        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
 def _expected(settings: PretrainSettings, weights: str | None = None) -> ExpectedEncoder:

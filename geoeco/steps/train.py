@@ -14,7 +14,7 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from geoeco.cubes.shards import Objects
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.learning_curves import validated_curve
 from geoeco.steps.bundles import (
@@ -22,8 +22,10 @@ from geoeco.steps.bundles import (
     PlannedModel,
     bundle_digest,
     bundle_url,
+    check_made,
     is_step,
     planned_model,
+    tasks_of_model,
 )
 from geoeco.steps.chip_sources import ChipSource, ChipSourceSettings, chips_of, store_facts
 from geoeco.steps.chips import SplitSettings
@@ -31,7 +33,6 @@ from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.pretrain import PretrainSettings
 from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
-    BUNDLE_FILES,
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
@@ -151,8 +152,8 @@ class TrainVerb(ModelVerb):
         chips.check_bands(self._source(settings, context).bands, f"the step {settings.step!r}", f"step {settings.step}")
         model = self.model(settings, context)
         depends = list(chips.depends)
-        if settings.encoder is not None and is_step(settings.encoder, context):
-            depends += [task.id for task in context.step(settings.encoder).tasks]
+        if settings.encoder is not None:
+            depends += tasks_of_model(settings.encoder, context)
         task = Task(
             f"{settings.step}/training/all",
             payload={"labels": context.table(settings.labels), **chips.payload},
@@ -208,14 +209,8 @@ class TrainVerb(ModelVerb):
         from geoeco.training import ModelBundle, train
 
         source = settings.encoder
-        if source is not None and any(task_id.startswith(f"{source}/") for task_id in context.missing):
-            # what lies in the folder of that step may be the model of other settings
-            raise InputError(
-                "the encoder was not made",
-                where=f"step {source}",
-                what_to_do="see why in the report, and resume",
-                code="bundle",
-            )
+        if source is not None:
+            check_made(source, context, "the encoder")
         root = TrainingFiles(context)
         root.fetch()
         bundle = train(
@@ -250,7 +245,7 @@ class TrainVerb(ModelVerb):
         title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
         picture = root.path / "learning_curve.png"
         validated_curve(steps, validation, picture, title=title, score=_SCORES[settings.task])
-        outputs = [root.put(f"bundle/{name}", kind) for name, kind in BUNDLE_FILES]
+        outputs = root.put_bundle(applicability=False)
         outputs += [
             root.put("logs/metrics.csv", "table"),
             root.put("logs/validation.csv", "table"),
@@ -265,12 +260,6 @@ class TrainVerb(ModelVerb):
             "test": bundle.notes["test"],
         }
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
-
-    def open(self, settings: TrainSettings, context: RunContext) -> Any:
-        """Load the bundle."""
-        from geoeco.training import ModelBundle
-
-        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
 def _labels(settings: TrainSettings, path: str) -> pd.DataFrame:

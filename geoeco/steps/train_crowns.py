@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.confusion_charts import confusion_chart
 from geoeco.outputs.learning_curves import validated_curve
@@ -24,6 +24,7 @@ from geoeco.steps.bundles import (
     bundle_url,
     is_step,
     planned_model,
+    tasks_of_model,
 )
 from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.training_files import (
@@ -148,8 +149,8 @@ class TrainCrownsVerb(ModelVerb):
         if outliers is not None:
             payload |= {f"outlier_{key}": value for key, value in outliers.payload.items()}
             depends += outliers.depends
-        if settings.encoder is not None and is_step(settings.encoder, context):
-            depends += [task.id for task in context.step(settings.encoder).tasks]
+        if settings.encoder is not None:
+            depends += tasks_of_model(settings.encoder, context)
         if settings.network_weights.endswith(".safetensors"):
             payload["weights"] = context.path(settings.network_weights)
         model = self.model(settings, context)
@@ -260,12 +261,6 @@ class TrainCrownsVerb(ModelVerb):
             outputs.append(root.put("confusion.png", "quicklook", title=f"Confusion of species by {context.folder}"))
         stats = {name: bundle.notes[name] for name in ("crowns", "never_learned", "epochs", "best_epoch", "test")}
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
-
-    def open(self, settings: TrainCrownsSettings, context: RunContext) -> Any:
-        """Load the bundle."""
-        from geoeco.training import ModelBundle
-
-        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
 def encoder_facts(encoder: str | None, weights: str, context: PlanContext) -> dict[str, Any]:

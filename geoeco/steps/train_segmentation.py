@@ -13,14 +13,13 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.confusion_charts import confusion_chart
 from geoeco.outputs.learning_curves import validated_curve
 from geoeco.sampling import open_uav_chips
 from geoeco.steps.bundles import ModelVerb, PlannedModel
 from geoeco.steps.training_files import (
-    BUNDLE_FILES,
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     TrainingFiles,
@@ -242,10 +241,7 @@ class TrainSegmentationVerb(ModelVerb):
             root.path / "confusion.png",
             title=f"{context.recipe.name}: {context.folder}, set {last['split']}",
         )
-        files = [*BUNDLE_FILES, *([("applicability.safetensors", "data")] if bundle.applicability is not None else [])]
-        # the item last: it says that the others are there
-        files.sort(key=lambda file: file[0] == "mlm.json")
-        outputs = [root.put(f"bundle/{name}", kind) for name, kind in files]
+        outputs = root.put_bundle(applicability=bundle.applicability is not None)
         outputs += [
             root.put("logs/metrics.csv", "table"),
             root.put("logs/validation.csv", "table"),
@@ -257,12 +253,6 @@ class TrainSegmentationVerb(ModelVerb):
         ]
         stats = {name: bundle.notes[name] for name in ("chips", "epochs", "best_epoch", "encoder", "scores")}
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
-
-    def open(self, settings: TrainSegmentationSettings, context: RunContext) -> Any:
-        """Load the bundle."""
-        from geoeco.training import ModelBundle
-
-        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
 def _chips(settings: TrainSegmentationSettings, context: PlanContext) -> UavChipSource:
