@@ -17,7 +17,7 @@ from geoeco.sampling.mosaic_splits import AreaSplit, BlockSplit, assert_no_leak,
 from geoeco.sampling.mosaic_stores import create_uav_chips, open_uav_chips, store_uav_chips, write_uav_chips
 from geoeco.sampling.mosaic_windows import check_overlap, grid_windows
 from geoeco.sampling.places import check_locations, points_from_table, sort_by_place
-from geoeco.sampling.scenes import SceneClasses, chip_scenes, scene_table
+from geoeco.sampling.scenes import SceneClasses, chip_scenes, patch_classes, scene_table
 from geoeco.sampling.splits import assert_disjoint, footprint_rings, spatial_split
 from geoeco.sampling.stores import (
     chips_fingerprint,
@@ -73,6 +73,7 @@ __all__ = [
     "open_sources",
     "open_uav_chips",
     "pair_closeups",
+    "patch_classes",
     "plan_chips",
     "points_from_table",
     "random_chips",

@@ -18,7 +18,7 @@ import xarray as xr
 from geoeco.errors import InputError
 from geoeco.vectors import read_table
 
-__all__ = ["SceneClasses", "chip_scenes", "scene_table"]
+__all__ = ["SceneClasses", "chip_scenes", "patch_classes", "scene_table"]
 
 #: Code of pixels of a chip without a label.
 _UNLABELLED = 255
@@ -130,15 +130,9 @@ def chip_scenes(
     A chip with background and one class shows this class; a chip with background alone shows background. One with two
     classes or more has no single label and is left out, as is one with labels that count as no class.
     """
-    where = str(chips.encoding.get("source", ""))
-    if "label" not in chips or not chips.attrs.get("classes"):
-        raise InputError(
-            "the chips have no labels", where=where, what_to_do="make them with a raster of labels", code="labels"
-        )
     if not 0 < min_presence <= 1 or not 0 <= min_labelled <= 1:
         raise InputError(f"min_presence {min_presence} and min_labelled {min_labelled} are parts of a chip")
-    named = {int(code): str(name) for code, name, _ in chips.attrs["classes"]}
-    classes.check(list(named.values()), where)
+    named = _named(chips, classes)
     of_code = {code: classes.of_label(name) for code, name in named.items()}
     found = [
         _shown(np.bincount(chip.ravel(), minlength=256), of_code, classes.background, min_presence, min_labelled)
@@ -154,6 +148,71 @@ def chip_scenes(
             "split": [splits[int(code)] for code in chips["split"].to_numpy()],
         }
     )
+
+
+def patch_classes(
+    chips: xr.Dataset, classes: SceneClasses, samples: Sequence[int], patch: int, *, min_labelled: float = 0.5
+) -> npt.NDArray[np.int64]:
+    """Classes of the patches of some chips by their rasters of labels: what a classifier of patches is compared with.
+
+    Parameters
+    ----------
+    chips : xarray.Dataset
+        As of `geoeco.sampling.open_uav_chips`, with labels. Read in pieces.
+    classes : SceneClasses
+    samples : sequence of int
+        Positions of chips.
+    patch : int
+        Pixels along a side, from the upper left corner of a chip; patches at the lower and right edge may be cut off.
+    min_labelled : float
+        Patches of which a smaller part is labelled have no class; what is cut off counts as not labelled.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(sample, row, column)`` int64: position in `SceneClasses.names` of the class of most labelled pixels, the
+        first one of several; -1 where there is none, or most pixels count as no class.
+
+    Raises
+    ------
+    InputError
+        If the chips have no labels, a patch has no pixel, or `SceneClasses.check` refuses the labels.
+    """
+    if patch < 1:
+        raise InputError(f"patches of {patch} pixels", what_to_do="give a positive number")
+    named = _named(chips, classes)
+    names = classes.names(list(named.values()))
+    # 0 stands for labels that count as no class, so that these are the first of several
+    place = np.full(256, len(names) + 1, np.int64)
+    for code, name in named.items():
+        shown = classes.of_label(name)
+        place[code] = 0 if shown is None else 1 + names.index(shown)
+    place[_UNLABELLED] = len(names) + 1
+    size = int(chips.sizes["y"])
+    side = -(-size // patch)
+    found = np.full((len(samples), side, side), -1, np.int64)
+    for first in range(0, len(samples), _AT_ONCE):
+        part = chips["label"].isel(sample=list(samples[first : first + _AT_ONCE])).to_numpy()
+        whole = np.full((len(part), side * patch, side * patch), _UNLABELLED, np.uint8)
+        whole[:, :size, :size] = part
+        cells = place[whole].reshape(len(part), side, patch, side, patch)
+        counts = np.stack([(cells == number).sum(axis=(2, 4)) for number in range(len(names) + 1)])
+        labelled = counts.sum(axis=0)
+        enough = (labelled > 0) & (labelled >= min_labelled * patch**2)
+        found[first : first + len(part)] = np.where(enough, counts.argmax(axis=0) - 1, -1)
+    return found
+
+
+def _named(chips: xr.Dataset, classes: SceneClasses) -> dict[int, str]:
+    """Name of each code of the labels of chips; refuses chips without labels, and labels that classes lack."""
+    where = str(chips.encoding.get("source", ""))
+    if "label" not in chips or not chips.attrs.get("classes"):
+        raise InputError(
+            "the chips have no labels", where=where, what_to_do="make them with a raster of labels", code="labels"
+        )
+    named = {int(code): str(name) for code, name, _ in chips.attrs["classes"]}
+    classes.check(list(named.values()), where)
+    return named
 
 
 def _shown(

@@ -17,14 +17,16 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from geoeco.engine import PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult
+from geoeco.cubes.shards import intact_shards
+from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.chip_sheets import rgb_bytes
 from geoeco.outputs.classes import ClassTable
+from geoeco.outputs.confusion_charts import confusion_chart
 from geoeco.outputs.patch_sheets import patch_sheet
-from geoeco.sampling import SceneClasses, chip_scenes, open_uav_chips, scene_table
+from geoeco.sampling import SceneClasses, chip_scenes, open_uav_chips, patch_classes, scene_table
 from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
-from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_url, is_step, planned_model
+from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_url, planned_model, tasks_of_model
 from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.train_crowns import encoder_facts
@@ -32,12 +34,14 @@ from geoeco.steps.training_files import TrainingFiles, needs_ml
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
 if TYPE_CHECKING:
-    from geoeco.training import ModelBundle, Scenes
+    from geoeco.training import ConfusionMatrix, ModelBundle, Scenes
 
 __all__ = ["WeakCoarseSettings", "WeakCoarseVerb"]
 
 #: Files of the step beside the bundle.
-TABLE, PICTURE = "patches.csv", "patches.png"
+TABLE, PICTURE, CONFUSION = "patches.csv", "patches.png", "confusion.png"
+#: Sets that are not learned from, and scored.
+_SCORED = ("val", "test")
 #: Images of a class in the picture.
 _SHOWN = 6
 #: Least difference of pixel sizes of encoder and images that is refused, as a part.
@@ -62,7 +66,9 @@ class WeakCoarseSettings(UavChipSourceSettings):
     min_presence: float = Field(
         0.05, gt=0, le=1, description="part of a chip's labelled pixels from which a class counts as there"
     )
-    min_labelled: float = Field(0.5, ge=0, le=1, description="chips of which a smaller part is labelled are not used")
+    min_labelled: float = Field(
+        0.5, ge=0, le=1, description="chips, and patches to be scored, of which a smaller part is labelled are not used"
+    )
     bands: dict[str, int] | None = Field(
         None, description="of images: names of bands and their numbers in the file, where the file does not say"
     )
@@ -152,8 +158,8 @@ class WeakCoarseVerb(ModelVerb):
         images = _labelled(settings, context)
         model = self.model(settings, context)
         payload, depends = dict(images.payload), list(images.depends)
-        if settings.encoder is not None and is_step(settings.encoder, context):
-            depends += [task.id for task in context.step(settings.encoder).tasks]
+        if settings.encoder is not None:
+            depends += tasks_of_model(settings.encoder, context)
         if settings.network_weights.endswith(".safetensors"):
             payload["weights"] = context.path(settings.network_weights)
         patches = -(-images.total // model.size**2)
@@ -195,6 +201,7 @@ class WeakCoarseVerb(ModelVerb):
         """Learn, and put bundle, counts and a picture of the patches into the step's folder."""
         from geoeco.mapping import fixed_arithmetic
         from geoeco.training import ModelBundle, learn_patches, start_encoder
+        from geoeco.training.confusion_files import finite_scores, write_confusions
 
         root = TrainingFiles(context)
         images, table, left_out = _scenes(settings, task, context)
@@ -220,11 +227,13 @@ class WeakCoarseVerb(ModelVerb):
             )
             entries = [table[name] for name in learned.classes]
             colours = tuple(colour for _, colour in entries)
+            confusions = _confusions(settings, task, context, learned)
+            scores = {part: finite_scores(confusion.summary()) for part, confusion in confusions.items()}
             bundle = dataclasses.replace(
                 learned,
                 codes=tuple(code for code, _ in entries),
                 colours=colours if all(colours) else (),
-                notes={**learned.notes, "images_left_out": left_out},
+                notes={**learned.notes, "images_left_out": left_out, "scores": scores},
             )
             bundle.save(root.path / "bundle")
             shown = ClassTable.of(dict(zip(bundle.codes, bundle.classes, strict=True)), bundle.colours or None)
@@ -237,17 +246,28 @@ class WeakCoarseVerb(ModelVerb):
             root.put(PICTURE, "quicklook", title=f"Patches as {context.folder} took them"),
         ]
         notes = bundle.notes["weak_labels"]
+        if confusions:
+            about = {"encoder": context.folder, "task": "patches", "protocol": "weak labels"}
+            write_confusions(root.path, about, confusions, notes["settings"])
+            part, last = list(confusions.items())[-1]
+            title = f"{context.recipe.name}: {context.folder}, set {part}"
+            confusion_chart(last.counts, bundle.classes, root.path / CONFUSION, title=title, counted="patches")
+            outputs += [
+                root.put("evaluation.json", "table"),
+                root.put("evaluation_details.json", "metadata"),
+                root.put("confusion.csv", "table"),
+                root.put(CONFUSION, "quicklook", title=f"Confusion matrix of {context.folder}"),
+            ]
         return TaskResult(
             digest=digest_of([bundle.fingerprint(), *(str(output.sha256) for output in outputs)]),
             outputs=tuple(outputs),
-            stats={"images": notes["images"], "patches": notes["patches"], "left_out": left_out},
+            stats={
+                "images": notes["images"],
+                "patches": notes["patches"],
+                "left_out": left_out,
+                "scores": scores,
+            },
         )
-
-    def open(self, settings: WeakCoarseSettings, context: RunContext) -> Any:
-        """Load the bundle."""
-        from geoeco.training import ModelBundle
-
-        return ModelBundle.load(context.store.url(f"{context.folder}/bundle"))
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -379,7 +399,10 @@ def _scenes(
         return FileScenes(files, list(table["label"])), {n: (c, "") for n, c in zip(classes, codes, strict=True)}, {}
     store = uav_chips_of(task, context)
     chips = open_uav_chips(store)
-    found = chip_scenes(chips, settings.scene, min_presence=settings.min_presence, min_labelled=settings.min_labelled)
+    with intact_shards(store):
+        found = chip_scenes(
+            chips, settings.scene, min_presence=settings.min_presence, min_labelled=settings.min_labelled
+        )
     if (found["split"] == "train").any():
         found = found[found["split"] == "train"]
     labels = tuple((int(code), str(name), str(colour)) for code, name, colour in chips.attrs["classes"])
@@ -396,6 +419,37 @@ def _scenes(
             code="no-locations",
         )
     return ChipScenes(store, used["sample"].tolist(), used["label"].tolist()), entries, left_out
+
+
+def _confusions(
+    settings: WeakCoarseSettings, task: Task, context: TaskContext, bundle: ModelBundle
+) -> dict[str, ConfusionMatrix]:
+    """Patches of the sets that are not learned from, by their rasters of labels: where there are such sets.
+
+    A class that no image to learn from shows is in no score.
+    """
+    from geoeco.training import ChipScenes, score_patches
+
+    if "images" in task.payload:
+        return {}
+    store = uav_chips_of(task, context)
+    chips = open_uav_chips(store)
+    of_chip = np.array([str(name) for name in chips.attrs["splits"]])[chips["split"].to_numpy()]
+    names = settings.scene.names([str(name) for _, name, _ in chips.attrs["classes"]])
+    # the last one is of patches without a class
+    learned = np.array([*(bundle.classes.index(name) if name in bundle.classes else -1 for name in names), -1])
+    found: dict[str, ConfusionMatrix] = {}
+    for part in _SCORED if "train" in of_chip else ():
+        samples = np.flatnonzero(of_chip == part).tolist()
+        if not samples:
+            continue
+        with intact_shards(store):
+            truth = patch_classes(chips, settings.scene, samples, bundle.size, min_labelled=settings.min_labelled)
+        images = ChipScenes(store, samples, [""] * len(samples))
+        confusion = score_patches(bundle, images, learned[truth], min_share=settings.min_share, batch=settings.batch)
+        if confusion.counts.any():
+            found[part] = confusion
+    return found
 
 
 # --- encoder ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from geoeco.training.statistics import ChipStatistics, chip_statistics, seco_eco_normalisation
     from geoeco.training.supervised import train, trained_encoder
     from geoeco.training.views import FourViews, MoCoViews, SeasonViews
-    from geoeco.training.weak_labels import Templates, learn_patches, patch_features
+    from geoeco.training.weak_labels import Templates, learn_patches, patch_features, score_patches
     from geoeco.training.weights import LoadedWeights, hub_bundle, load_weights
 
 __all__ = [
@@ -119,6 +119,7 @@ __all__ = [
     "pretrain",
     "random_folds",
     "rarity_scores",
+    "score_patches",
     "scores",
     "seco_eco_normalisation",
     "segmenter_arguments",
@@ -197,6 +198,7 @@ _HOME = {
     "pretrain": "geoeco.training.pretraining",
     "random_folds": "geoeco.training.folds",
     "rarity_scores": "geoeco.training.crown_scores",
+    "score_patches": "geoeco.training.weak_labels",
     "scores": "geoeco.training.scoring",
     "seco_eco_normalisation": "geoeco.training.statistics",
     "segmenter_arguments": "geoeco.training.segmenters",

@@ -22,9 +22,10 @@ from sklearn.linear_model import LogisticRegression
 from geoeco.errors import InputError
 from geoeco.models import SeasonPredictor, create_backbone
 from geoeco.training.bundles import ModelBundle
+from geoeco.training.confusion import ConfusionMatrix
 from geoeco.training.expectations import expect_encoder
 
-__all__ = ["MIN_SIMILARITY", "Templates", "learn_patches", "patch_features", "patch_grid"]
+__all__ = ["MIN_SIMILARITY", "Templates", "learn_patches", "patch_features", "patch_grid", "score_patches"]
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -412,6 +413,54 @@ def learn_patches(
         description=f"patches of {patch} pixels learned from labels of {len(labels)} whole images",
         notes=notes,
     )
+
+
+def score_patches(
+    bundle: ModelBundle,
+    images: Iterable[tuple[Floats, Bools, str]],
+    truth: Iterable[npt.NDArray[np.int64]],
+    *,
+    min_share: float = MIN_SHARE,
+    batch: int = 64,
+) -> ConfusionMatrix:
+    """Compare what a classifier of patches says of images with what is known of their patches.
+
+    Parameters
+    ----------
+    bundle : ModelBundle
+        As of `learn_patches`.
+    images : iterable of tuple
+        As of `learn_patches`; their labels are not looked at.
+    truth : iterable of numpy.ndarray
+        Of each image ``(row, column)`` int64, positions in the bundle's classes, -1 where not known. As of
+        `geoeco.sampling.patch_classes`, where the classes are the same.
+    min_share : float
+        Patches with a smaller valid share are not counted.
+    batch : int
+        Patches at a time.
+
+    Returns
+    -------
+    ConfusionMatrix
+        It counts patches.
+
+    Raises
+    ------
+    InputError
+        If an image has other patches than its truth.
+    """
+    none = np.zeros((len(bundle.classes),) * 2, np.int64)
+    confusion = ConfusionMatrix(none, bundle.classes)
+    for (image, valid, _), known in zip(images, truth, strict=True):
+        patches, share = patch_grid(image, valid, bundle.size)
+        if share.shape != known.shape:
+            raise InputError(f"an image of {share.shape} patches, of which {known.shape} are known")
+        counted = (share >= min_share) & (known >= 0)
+        if counted.any():
+            parts = torch.split(torch.from_numpy(patches[counted]), batch)
+            answers = torch.cat([bundle(part).argmax(dim=1).cpu() for part in parts]).numpy()
+            confusion += ConfusionMatrix.from_arrays(known[counted], answers, bundle.classes)
+    return confusion
 
 
 def _weights(given: Mapping[str, float] | None, classes: tuple[str, ...]) -> dict[int, float]:

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from geoeco.errors import InputError
-from geoeco.sampling import SceneClasses, chip_scenes, scene_table
+from geoeco.sampling import SceneClasses, chip_scenes, patch_classes, scene_table
 
 GROUPS = SceneClasses.of("open", {"open": ["field", "road"], "trees": ["wood", "hedge"], "water": ["river"]})
 CLASSES = [[0, "field", ""], [3, "road", ""], [4, "wood", ""], [5, "hedge", ""], [6, "river", ""], [9, "roof", ""]]
@@ -69,6 +69,35 @@ def test_classes_that_contradict_themselves_or_the_labels_are_refused():
         chip_scenes(chips({0: 1}).drop_vars("label"), GROUPS)
     with pytest.raises(InputError, match="parts of a chip"):
         chip_scenes(chips({0: 1}), GROUPS, min_presence=0)
+
+
+def test_a_patch_is_of_the_class_of_most_of_its_labelled_pixels():
+    label = np.full((2, 10, 10), 255, np.uint8)
+    label[0, :5, :5] = 0  # open
+    label[0, 0, :5] = 6
+    label[0, :5, 5:] = 4  # 10 wood and 10 hedge against 5 field
+    label[0, :2, 5:] = 5
+    label[0, 2, 5:] = 0
+    label[0, 5:8, :5] = 6  # river on 12 of 25 pixels: less than half is labelled
+    label[0, 7, 2:5] = 255
+    label[0, 5:, 5:] = 9  # a roof counts as no class
+    label[0, 5, 5:] = 6
+    label[1, :4, :4] = 0
+    found = patch_classes(
+        xr.Dataset({"label": (("sample", "y", "x"), label)}, attrs={"classes": CLASSES}), GROUPS, [1, 0], 5
+    )
+    open_, trees = (GROUPS.names([]).index(name) for name in ("open", "trees"))
+    assert found.tolist() == [[[open_, -1], [-1, -1]], [[open_, trees], [-1, -1]]]
+
+
+def test_a_patch_that_is_cut_off_by_the_edge_needs_labels_on_half_of_a_whole_one():
+    found = patch_classes(chips({0: 100}), GROUPS, [0], 7)
+    # 7 x 7, 7 x 3 and 3 x 3 of 49 pixels
+    assert found.tolist() == [[[0, -1], [-1, -1]]]
+    with pytest.raises(InputError, match="patches of 0 pixels"):
+        patch_classes(chips({0: 100}), GROUPS, [0], 0)
+    with pytest.raises(InputError, match="have no labels"):
+        patch_classes(chips({0: 1}).drop_vars("label"), GROUPS, [0], 5)
 
 
 def test_a_table_of_images_gives_paths_and_classes(tmp_path):

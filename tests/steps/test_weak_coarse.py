@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -14,6 +15,7 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from PIL import Image
 from rasterio.transform import from_origin
+from shapely.geometry import box
 
 torch = pytest.importorskip("torch", reason="needs the extra ml")
 
@@ -137,6 +139,38 @@ def test_a_run_leaves_a_bundle_counts_and_a_picture_and_says_what_the_labels_wer
         for row in csv.DictReader(run.store.read_bytes("weak_coarse/patches.csv").decode().splitlines())
     }
     assert {name: int(row["patches_of_class"]) for name, row in rows.items()} == {"sand": 32, "grass": 7, "rock": 5}
+    # all chips were learned from: nothing is left to score
+    assert bundle.notes["scores"] == {}
+    assert "evaluation.json" not in manifest
+
+
+def test_patches_of_sets_that_were_not_learned_from_are_scored_by_their_labels(folder, tmp_path):
+    for name in ("mosaic.tif", "labels.tif", "photos.csv"):
+        (tmp_path / name).symlink_to(folder / name)
+    # rows of patches from above, a chip each
+    parts = {"train": (0, 4), "val": (4, 5), "test": (5, 6)}
+    left, top, side = 500_000, 5_200_000, PATCH * 0.1
+    areas = [box(left, top - last * side, left + 8 * side, top - first * side) for first, last in parts.values()]
+    table = gpd.GeoDataFrame({"split": list(parts)}, geometry=areas, crs="EPSG:32652")
+    table.to_file(tmp_path / "areas.gpkg", layer="areas")
+    settings = ["inputs.tables.areas=areas.gpkg", "steps.0.chip_m=1.6", "steps.0.split={areas: areas}"]
+    done = recipe(tmp_path, STEPS, *settings).run(tmp_path / "run")
+    assert done.exit_code == 0
+    details = json.loads(done.store.read_bytes("weak_coarse/evaluation_details.json"))
+    found = {row["split"]: np.array(row["confusion"]) for row in details["results"]}
+    assert list(found) == ["val", "test"]
+    bundle = done.open("weak_coarse")
+    shown = {part: " ".join(GROUND[slice(*rows)]).split() for part, rows in parts.items()}
+    for part, confusion in found.items():
+        # three kinds of ground that nobody could mistake
+        assert np.array_equal(confusion, np.diag([shown[part].count(name) for name in bundle.classes]))
+    assert bundle.notes["weak_labels"]["images"] == {name: shown["train"].count(name) for name in bundle.classes}
+    rows = json.loads(done.store.read_bytes("weak_coarse/evaluation.json"))
+    assert {row["mean"] for row in rows if row["metric"] == "accuracy"} == {1.0}
+    assert bundle.notes["scores"]["test"]["accuracy"] == 1.0
+    manifest = done.store.read_bytes("manifest.json").decode()
+    for name in ("evaluation.json", "evaluation_details.json", "confusion.csv", "confusion.png"):
+        assert f"weak_coarse/{name}" in manifest
 
 
 def test_the_map_has_a_pixel_a_patch_from_the_corner_of_the_mosaic(run):
