@@ -159,16 +159,22 @@ def write_gpkg(
                     pyogrio.write_dataframe(
                         style, temporary, layer=_STYLES, driver="GPKG", append=True, layer_options={"FID": "id"}
                     )
-            held = pyogrio.read_info(temporary, layer=layer)["features"]
-            if held != len(frame):
-                raise OutputError(f"{held} of {len(frame)} rows were written", where=str(target))
             with closing(sqlite3.connect(temporary)) as file:
+                # GDAL is silent about what fails when it closes a file, at which it writes the spatial index
+                tables = {layer: len(frame), f"rtree_{layer}_{_GEOMETRY}_rowid": len(frame)}
+                if style is not None:
+                    tables[_STYLES] = len(style)
+                for name, rows in tables.items():
+                    ((held,),) = file.execute(f'SELECT count(*) FROM "{name}"')  # noqa: S608  (names that are checked)
+                    if held != rows:
+                        raise OutputError(f"{held} of {rows} rows of {name} were written", where=str(target))
                 columns = tuple((row[1], row[2]) for row in file.execute(f'PRAGMA table_info("{layer}")'))
             with temporary.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = temporary.stat().st_size
             temporary.replace(target)
-    except (OSError, pyogrio.errors.DataSourceError) as error:
+    except (OSError, RuntimeError, sqlite3.Error) as error:
+        # GDAL's own errors are of RuntimeError
         raise OutputError(f"the GeoPackage could not be written: {error}", where=str(target)) from error
     return WrittenTable(
         path=target,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -123,18 +124,20 @@ def test_a_frame_is_not_changed(crowns, tmp_path):
     pd.testing.assert_frame_equal(pd.DataFrame(crowns), pd.DataFrame(before))
 
 
-def test_what_was_there_stays_when_writing_fails(crowns, tmp_path, monkeypatch):
-    written = write_gpkg(crowns, tmp_path / "crowns.gpkg", layer="crowns")
-    before = written.path.read_bytes()
-
-    def full(*args, **kwargs):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(pyogrio, "write_dataframe", full)
-    with pytest.raises(OutputError, match="no space left"):
-        write_gpkg(crowns.iloc[:1], tmp_path / "crowns.gpkg", layer="crowns")
-    assert written.path.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["crowns.gpkg"]
+def test_where_the_disk_is_full_the_old_file_stays_and_nothing_is_left(crowns, tmp_path):
+    write_gpkg(crowns, tmp_path / "crowns.gpkg", layer="crowns")
+    before = (tmp_path / "crowns.gpkg").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # at the table of coordinate systems, at that of the layers, at the spatial index, and at its last page
+    for size in (0, 5000, 50_000, len(before) - 8192, len(before) - 1):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            with pytest.raises(OutputError, match="could not be written"):
+                write_gpkg(crowns, tmp_path / "crowns.gpkg", layer="crowns")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (tmp_path / "crowns.gpkg").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == ["crowns.gpkg"]
 
 
 @pytest.mark.parametrize(
