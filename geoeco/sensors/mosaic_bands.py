@@ -162,6 +162,13 @@ def mask_of(
     given = tuple(float(v) for v in rule) if isinstance(rule, Sequence) else (float(rule),) * len(colours)
     if len(given) != len(colours):
         raise InputError(f"nodata has {len(given)} values for {len(colours)} bands", where=where)
+    never = next((value for value in given if not _holds(dtype, value)), None)
+    if never is not None:
+        raise InputError(
+            f"no pixel of {dtype} can have the value {never:g}, which nodata names",
+            where=where,
+            what_to_do="give a value that pixels without data have, or null where all are valid",
+        )
     if own != "none" and repr(given) != repr(values):
         story = {"internal": "an internal mask", "alpha": "an alpha band", "nodata": f"nodata {values[:1]}"}[own]
         raise InputError(

@@ -223,6 +223,12 @@ def test_a_rule_that_would_not_be_used_is_refused(tmp_path):
     assert describe_orthomosaic(path, nodata=None).mask == "none"
 
 
+@pytest.mark.parametrize("rule", [-9999, 300, 0.5, 1e30, math.nan, (1, 2, -1)])
+def test_a_rule_that_no_pixel_can_meet_is_refused(tmp_path, rule):
+    with pytest.raises(InputError, match="no pixel of uint8 can have the value"):
+        describe_orthomosaic(mosaic(tmp_path / "m.tif"), nodata=rule)
+
+
 @pytest.mark.parametrize(("dtype", "mark"), [("float32", -3.4028235e38), ("float64", -1.7e308), ("float32", math.inf)])
 @pytest.mark.parametrize("tagged", [True, False])
 def test_marks_in_floating_point_files_are_never_values(tmp_path, dtype, mark, tagged):
