@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geoeco.engine import Output, PlanContext, PlannedStep, RunContext, RunStore, TaskContext, Verb
 
-__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "shard_files", "shard_for", "tiles", "written"]
+__all__ = ["Layer", "RasterVerb", "digest_of", "parts_of", "read_layer", "shard_files", "shard_for", "tiles", "written"]
 
 if TYPE_CHECKING:
+    import geopandas as gpd
     import xarray as xr
 
 #: A shard of rasters is at most this many pixels on a side, whatever the block: it bounds what a task holds.
@@ -141,3 +144,14 @@ def written(context: RunContext | TaskContext, name: str, content: bytes, kind: 
     path = f"{context.folder}/{name}"
     context.store.write_bytes(path, content)
     return Output(path, len(content), hashlib.sha256(content).hexdigest(), kind, title)
+
+
+def read_layer(context: RunContext, name: str, layer: str) -> gpd.GeoDataFrame:
+    """Read a layer of a GeoPackage in the step's folder."""
+    import geopandas as gpd
+
+    # under its own name: GDAL doubts GeoPackages that are called otherwise, such as bytes in memory
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / name
+        path.write_bytes(context.store.read_bytes(f"{context.folder}/{name}"))
+        return gpd.read_file(path, layer=layer)

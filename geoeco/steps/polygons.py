@@ -47,7 +47,7 @@ from geoeco.mapping.outlines import block_outlines, join_outlines
 from geoeco.mapping.regions import Parts, Regions, join_parts, label_block
 from geoeco.outputs import ClassTable, write_gpkg, write_table_item
 from geoeco.outputs.outline_charts import outline_chart
-from geoeco.steps.layers import Layer, RasterVerb, digest_of, written
+from geoeco.steps.layers import Layer, RasterVerb, digest_of, read_layer, written
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 from geoeco.variables import class_names
 
@@ -197,9 +197,7 @@ class PolygonsVerb(Verb):
 
     def open(self, settings: PolygonsSettings, context: RunContext) -> gpd.GeoDataFrame:
         """Read the polygons."""
-        import geopandas as gpd
-
-        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")), layer=LAYER)
+        return read_layer(context, GPKG, LAYER)
 
     def _parts(self, settings: PolygonsSettings, task: Task, context: TaskContext) -> TaskResult:
         _, parts = _labelled(task, context)

@@ -180,6 +180,7 @@ def test_the_last_task_is_planned_for_the_outlines_of_the_whole_map(place: Path)
     assert planned(", min_area_m2: 100") < planned("") < planned(", simplify_m: 0.2")
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_some_classes_alone_and_without_a_score(place: Path, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
     some = f"  - {{verb: polygons, classes: ['{NAMES[1]}', {CODES[0]}], score: null}}"
