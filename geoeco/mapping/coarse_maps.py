@@ -18,7 +18,7 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
-from geoeco.errors import GridError, InputError
+from geoeco.errors import GridError, InputError, OutputError
 from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.inputs import check_model
 from geoeco.mapping.lattice import Lattice, Span
@@ -173,6 +173,13 @@ class CoarseMapper:
         if not looked.any():
             return None
         features, answers = self._looked_at(torch.from_numpy(patches.reshape(-1, *patches.shape[2:])))
+        if not np.isfinite(answers[looked.ravel()]).all():
+            raise OutputError(
+                "the model gives numbers that are not finite",
+                where=f"model {self.bundle.name}, patches {down} x {across}",
+                what_to_do="look at the scale of the mosaic's values, and at the training of the model",
+                code="model",
+            )
         codes = np.array(self.bundle.codes or range(len(self.bundle.classes)), np.uint8)
         found: dict[str, npt.NDArray[Any]] = {
             "class": codes[answers.argmax(axis=1)],
@@ -257,6 +264,8 @@ def coarse_map(
         more than a twentieth.
     GridError
         If the image has no even grid with a projected CRS.
+    OutputError
+        If the model gives numbers that are not finite.
     """
     pixels = pixels_of(source)
     mapper = CoarseMapper.of(pixels, bundle, min_share=min_share, side=side, threads=threads)

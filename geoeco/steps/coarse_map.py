@@ -192,6 +192,13 @@ class CoarseMapVerb(RasterVerb):
             tolerance=RESOLUTION_TOLERANCE,
         )
         check_classes(model.codes or range(len(model.classes)), model.classes, f"{where}: bundle")
+        if min(mosaic.shape) < model.size:
+            raise InputError(
+                f"the mosaic of {mosaic.shape[0]} x {mosaic.shape[1]} pixels has no whole patch of {model.size}",
+                where=where,
+                what_to_do="map a larger mosaic, or learn from smaller patches",
+                code="window",
+            )
         if _block(context) % model.size:
             raise InputError(
                 f"a block of {_block(context)} pixels is not a whole number of patches of {model.size}",
