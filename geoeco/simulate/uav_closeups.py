@@ -112,13 +112,13 @@ def take_photo(seed: int, photo: CloseUp) -> npt.NDArray[np.uint8]:
         colour, leaf = np.add(photo.crown.kind.colour, photo.crown.tint), photo.crown.kind.leaf
     size = CLOSEUP_SIZE
     light = smooth_noise(rng, (size, size), 45.0)
-    picture = np.empty((size, size, 3), np.float32)
-    picture[:] = 0.22 * colour
+    ground = (0.22 * colour).astype(np.float32)
     turn = float(rng.uniform(0.0, 2.0 * math.pi))
     sizes = (0.8, 1.0, 1.2)
     stamps = [[_stamp(leaf, scale, 2.0 * math.pi * k / _TURNS) for k in range(_TURNS)] for scale in sizes]
     pad = max(stamp.shape[0] for row in stamps for stamp in row)
-    canvas = np.pad(picture, ((pad, pad), (pad, pad), (0, 0)), mode="edge")
+    # bands first: NumPy works along rows of pixels, not on three bands at a time
+    canvas = np.tile(ground[:, None, None], (1, size + 2 * pad, size + 2 * pad))
     depth = np.linspace(0.0, 1.0, _LEAVES)
     rows, cols = rng.integers(0, size + pad, (2, _LEAVES))
     directions = turn + rng.normal(0.0, 1.0, _LEAVES) * (2.4 * (1.0 - leaf.aligned) + 0.25)
@@ -126,11 +126,12 @@ def take_photo(seed: int, photo: CloseUp) -> npt.NDArray[np.uint8]:
     scales = rng.integers(0, len(sizes), _LEAVES)
     shade = (0.38 + 0.75 * depth) * rng.normal(1.0, 0.11, _LEAVES)
     hues = colour * (1.0 + rng.normal(0.0, 0.05, (_LEAVES, 3)))
+    colours = (shade[:, None] * hues).astype(np.float32)[..., None, None]
     for k in range(_LEAVES):
         stamp = stamps[scales[k]][which[k]]
-        part = canvas[rows[k] : rows[k] + len(stamp), cols[k] : cols[k] + len(stamp)]
-        part += stamp[..., None] * ((shade[k] * hues[k]).astype(np.float32) - part)
-    picture = canvas[pad : pad + size, pad : pad + size] * (1.15 + 0.16 * light[..., None])
+        part = canvas[:, rows[k] : rows[k] + len(stamp), cols[k] : cols[k] + len(stamp)]
+        part += stamp * (colours[k] - part)
+    picture = np.moveaxis(canvas[:, pad : pad + size, pad : pad + size], 0, -1) * (1.15 + 0.16 * light[..., None])
     picture = gaussian_filter(picture, (0.5, 0.5, 0)) + rng.normal(0.0, 0.012, picture.shape)
     return np.moveaxis(np.rint(np.clip(picture, 0.0, 1.0) * 255.0).astype(np.uint8), -1, 0)
 
