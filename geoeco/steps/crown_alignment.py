@@ -35,6 +35,7 @@ from geoeco.steps.train_crowns import encoder_facts, expected_backbone
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
+    FittingSettings,
     TrainingFiles,
     fitting_options,
     read_columns,
@@ -45,10 +46,8 @@ from geoeco.vectors import read_table
 __all__ = ["CrownAlignmentSettings", "CrownAlignmentVerb"]
 
 
-class CrownAlignmentSettings(UavChipSourceSettings):
+class CrownAlignmentSettings(FittingSettings, UavChipSourceSettings):
     """Which crowns, which photos, and how they are brought together."""
-
-    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
     verb: Literal["crown_alignment"] = "crown_alignment"
     photos: str = Field(
@@ -75,10 +74,6 @@ class CrownAlignmentSettings(UavChipSourceSettings):
     compare: dict[str, RecipePath] = Field(
         default={}, description="further models of crowns measured alike: a name, and a step or the folder of a bundle"
     )
-    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
-    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
 
 class CrownAlignmentVerb(ModelVerb):

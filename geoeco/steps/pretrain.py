@@ -30,6 +30,7 @@ from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
+    FittingSettings,
     TrainingFiles,
     fitting_options,
     needs_ml,
@@ -64,12 +65,10 @@ class ViewSettings(BaseModel):
     flip_probability: float = Field(0.5, ge=0, le=1, description="share of flipped views")
 
 
-class PretrainSettings(ChipSourceSettings):
+class PretrainSettings(FittingSettings, ChipSourceSettings):
     """What is trained, on which chips, and how."""
 
-    unhashed: ClassVar[frozenset[str]] = frozenset(
-        {"name", "device", "workers", "checkpoint_every", "compile_networks"}
-    )
+    unhashed: ClassVar[frozenset[str]] = FittingSettings.unhashed | {"compile_networks"}
 
     verb: Literal["pretrain"] = "pretrain"
     part: Part | None = Field(None, description="set of the split to train on; train where there is a split, else all")
@@ -108,10 +107,6 @@ class PretrainSettings(ChipSourceSettings):
     favoured: str | None = Field(
         None, description="a table of the inputs, by name, with 'name' of places drawn twice as often, or 'weight'"
     )
-    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
-    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
     compile_networks: bool = Field(False, description="whether torch.compile is used")
 
     @field_validator("bands")

@@ -16,7 +16,6 @@ from pydantic import Field, field_validator, model_validator
 from geoeco.cubes.shards import Objects
 from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
-from geoeco.outputs.learning_curves import validated_curve
 from geoeco.steps.bundles import (
     ModelVerb,
     PlannedModel,
@@ -35,10 +34,11 @@ from geoeco.steps.radiometry import known_bands
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
+    FittingSettings,
     TrainingFiles,
     fitting_options,
     needs_ml,
-    read_columns,
+    trained_outputs,
 )
 from geoeco.vectors import read_table
 
@@ -56,10 +56,8 @@ _SCORES: dict[Kind, str] = {
 }
 
 
-class TrainSettings(ChipSourceSettings):
+class TrainSettings(FittingSettings, ChipSourceSettings):
     """What is learned, from which chips and labels, and how."""
-
-    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
     verb: Literal["train"] = "train"
     encoder: RecipePath | None = Field(None, description="a pretrain step, or the folder of a model bundle")
@@ -93,10 +91,6 @@ class TrainSettings(ChipSourceSettings):
     positive_weight: float | None = Field(None, gt=0, description="of a multi-label task: weight of given labels")
     threshold: float = Field(0.5, ge=0, le=1, description="probability above which one of several labels is given")
     flips: bool = Field(True, description="whether places are mirrored at random")
-    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
-    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
     @field_validator("bands")
     @classmethod
@@ -241,18 +235,7 @@ class TrainVerb(ModelVerb):
             target_units=settings.target_units,
             **fitting_options(settings, context, root),
         )
-        steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
-        title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
-        picture = root.path / "learning_curve.png"
-        validated_curve(steps, validation, picture, title=title, score=_SCORES[settings.task])
-        outputs = root.put_bundle(applicability=False)
-        outputs += [
-            root.put("logs/metrics.csv", "table"),
-            root.put("logs/validation.csv", "table"),
-            root.put("evaluation.json", "table"),
-            root.put("evaluation_details.json", "metadata"),
-            root.put("learning_curve.png", "quicklook", title=f"Learning curve of {context.folder}"),
-        ]
+        outputs = trained_outputs(context, root, bundle, score=_SCORES[settings.task])
         stats = {
             "places": bundle.notes["places"],
             "epochs": bundle.notes["epochs"],

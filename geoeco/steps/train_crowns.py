@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.confusion_charts import confusion_chart
-from geoeco.outputs.learning_curves import validated_curve
 from geoeco.steps.bundles import (
     ModelVerb,
     PlannedModel,
@@ -30,12 +29,13 @@ from geoeco.steps.model_costs import ACTIVATION_BYTES
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
+    FittingSettings,
     TrainingFiles,
     fitting_options,
     needs_ml,
     outside_file,
-    read_columns,
     sha256_of,
+    trained_outputs,
 )
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
@@ -63,10 +63,8 @@ class ExposureSettings(BaseModel):
         return self
 
 
-class TrainCrownsSettings(UavChipSourceSettings):
+class TrainCrownsSettings(FittingSettings, UavChipSourceSettings):
     """What is learned, from which crowns, and how."""
-
-    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
     verb: Literal["train_crowns"] = "train_crowns"
     encoder: RecipePath | None = Field(None, description="a crown_alignment step, or the folder of a model bundle")
@@ -94,10 +92,6 @@ class TrainCrownsSettings(UavChipSourceSettings):
     outlier_exposure: ExposureSettings | None = Field(None, description="chips that hold none of the species")
     flips: bool = Field(True, description="whether crowns are mirrored at random")
     jitter: float = Field(0.1, ge=0, lt=1, description="light of a crown varies by this share at random")
-    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
-    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -239,17 +233,7 @@ class TrainCrownsVerb(ModelVerb):
             jitter=settings.jitter,
             **fitting_options(settings, context, root),
         )
-        title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
-        steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
-        validated_curve(steps, validation, root.path / "learning_curve.png", title=title, score="macro_f1")
-        outputs = root.put_bundle(applicability=bundle.applicability is not None)
-        outputs += [
-            root.put("logs/metrics.csv", "table"),
-            root.put("logs/validation.csv", "table"),
-            root.put("evaluation.json", "table"),
-            root.put("evaluation_details.json", "metadata"),
-            root.put("learning_curve.png", "quicklook", title=f"Learning curve of {context.folder}"),
-        ]
+        outputs = trained_outputs(context, root, bundle, score="macro_f1")
         for result in json.loads((root.path / "evaluation_details.json").read_bytes())["results"]:
             confusion_chart(
                 np.array(result["confusion"]),

@@ -19,6 +19,7 @@ from geoeco.steps.bundles import ModelVerb, PlannedModel
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
+    FittingSettings,
     TrainingFiles,
     fitting_options,
     needs_ml,
@@ -38,10 +39,8 @@ _HEAD_BYTES = 2 * 4 * (512 * 49 + 10 * 128 * 196)
 _MASK_BYTES, _MOST = 12, 200
 
 
-class TrainDetectorSettings(UavChipSourceSettings):
+class TrainDetectorSettings(FittingSettings, UavChipSourceSettings):
     """Which network, from which chips, and how."""
-
-    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
     verb: Literal["train_detector"] = "train_detector"
     backbone: str = Field("resnet50", description="a residual network of timm's")
@@ -58,10 +57,7 @@ class TrainDetectorSettings(UavChipSourceSettings):
     schedule: Literal["constant", "cosine", "step"] = Field("cosine", description="course of the rate over the steps")
     flips: bool = Field(True, description="whether chips are mirrored and turned at random")
     colour: float = Field(0.1, ge=0, lt=1, description="how far brightness, contrast and saturation vary")
-    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
-    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
     @field_validator("anchors_m")
     @classmethod

@@ -16,18 +16,18 @@ from pydantic import Field, model_validator
 from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.confusion_charts import confusion_chart
-from geoeco.outputs.learning_curves import validated_curve
 from geoeco.sampling import open_uav_chips
 from geoeco.steps.bundles import ModelVerb, PlannedModel
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
+    FittingSettings,
     TrainingFiles,
     fitting_options,
     needs_ml,
     outside_file,
-    read_columns,
     sha256_of,
+    trained_outputs,
 )
 from geoeco.steps.uav_chips import UavChipsSettings
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
@@ -46,10 +46,8 @@ _APPLICABILITY_BYTES = 384 * 2**20
 Argument = str | int | float | bool
 
 
-class TrainSegmentationSettings(UavChipSourceSettings):
+class TrainSegmentationSettings(FittingSettings, UavChipSourceSettings):
     """Which network, from which chips, and how."""
-
-    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
     verb: Literal["train_segmentation"] = "train_segmentation"
     network: Literal["dwff", "smp", "conv_stack"] = Field(
@@ -99,10 +97,7 @@ class TrainSegmentationSettings(UavChipSourceSettings):
     applicability_points: int = Field(
         4096, ge=0, le=65_536, description="cells that the area of applicability rests on, at most; 0 for none"
     )
-    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
-    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -231,9 +226,7 @@ class TrainSegmentationVerb(ModelVerb):
             applicability_points=settings.applicability_points,
             **fitting_options(settings, context, root),
         )
-        title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
-        steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
-        validated_curve(steps, validation, root.path / "learning_curve.png", title=title, score="miou", highest=True)
+        outputs = trained_outputs(context, root, bundle, score="miou", highest=True)
         last = json.loads((root.path / "evaluation_details.json").read_bytes())["results"][-1]
         confusion_chart(
             np.array(last["confusion"]),
@@ -241,14 +234,8 @@ class TrainSegmentationVerb(ModelVerb):
             root.path / "confusion.png",
             title=f"{context.recipe.name}: {context.folder}, set {last['split']}",
         )
-        outputs = root.put_bundle(applicability=bundle.applicability is not None)
         outputs += [
-            root.put("logs/metrics.csv", "table"),
-            root.put("logs/validation.csv", "table"),
-            root.put("evaluation.json", "table"),
-            root.put("evaluation_details.json", "metadata"),
             root.put("confusion.csv", "table"),
-            root.put("learning_curve.png", "quicklook", title=f"Learning curve of {context.folder}"),
             root.put("confusion.png", "quicklook", title=f"Confusion matrix of {context.folder}"),
         ]
         stats = {name: bundle.notes[name] for name in ("chips", "epochs", "best_epoch", "encoder", "scores")}

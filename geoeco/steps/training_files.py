@@ -7,15 +7,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
 
 from geoeco.cubes.shards import Objects
-from geoeco.engine import Output, TaskContext
+from geoeco.engine import Output, StepSettings, TaskContext
 from geoeco.errors import InputError
+from geoeco.outputs.learning_curves import validated_curve
 from geoeco.steps.layers import digest_of
 
 if TYPE_CHECKING:
-    from geoeco.training import FittingOptions
+    from geoeco.training import FittingOptions, ModelBundle
 
 __all__ = [
     "BUNDLE_FILES",
@@ -28,6 +31,7 @@ __all__ = [
     "outside_file",
     "read_columns",
     "sha256_of",
+    "trained_outputs",
 ]
 
 #: What training needs beside networks and batches: torch and its libraries once they are in use.
@@ -80,24 +84,15 @@ class TrainingFiles:
         return [self.put(f"bundle/{name}", kind) for name, kind in (*files, *further, item)]
 
 
-class FittingSettings(Protocol):
-    """What the settings of every verb that trains have."""
+class FittingSettings(StepSettings):
+    """Of a verb that trains step by step: how its training runs."""
 
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints."""
+    unhashed: ClassVar[frozenset[str]] = frozenset({"name", "device", "workers", "checkpoint_every"})
 
-    @property
-    def device(self) -> Literal["auto", "cpu", "cuda"]:
-        """Where it runs."""
-
-    @property
-    def precision(self) -> Literal["auto", "32", "bf16"]:
-        """Of the numbers."""
-
-    @property
-    def workers(self) -> int | None:
-        """Reading processes."""
+    precision: Literal["auto", "32", "bf16"] = Field("auto", description="auto: bf16 on a GPU, 32 on a CPU")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
+    workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
 
 def fitting_options(settings: FittingSettings, context: TaskContext, root: TrainingFiles) -> FittingOptions:
@@ -162,3 +157,32 @@ def read_columns(path: Path) -> dict[str, list[float]]:
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in rows[0]}
+
+
+def trained_outputs(
+    context: TaskContext, root: TrainingFiles, bundle: ModelBundle, *, score: str, highest: bool = False
+) -> list[Output]:
+    """Draw the curves of a training with validation, and bring bundle, curves and scores into the run folder.
+
+    Parameters
+    ----------
+    context : TaskContext
+    root : TrainingFiles
+    bundle : ModelBundle
+        As the training left it.
+    score : str
+        Column of the validation's table that is drawn.
+    highest : bool
+        Whether the weights of its highest value were kept, not those of the lowest loss.
+    """
+    steps, validation = (read_columns(root.path / "logs" / f"{name}.csv") for name in ("metrics", "validation"))
+    title = f"{context.recipe.name}: {context.folder}, {bundle.description}"
+    validated_curve(steps, validation, root.path / "learning_curve.png", title=title, score=score, highest=highest)
+    return [
+        *root.put_bundle(applicability=bundle.applicability is not None),
+        root.put("logs/metrics.csv", "table"),
+        root.put("logs/validation.csv", "table"),
+        root.put("evaluation.json", "table"),
+        root.put("evaluation_details.json", "metadata"),
+        root.put("learning_curve.png", "quicklook", title=f"Learning curve of {context.folder}"),
+    ]
