@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from geoeco.cubes.shards import Objects
-from geoeco.engine import PlanContext, RunContext, TaskContext, Verb
+from geoeco.engine import Output, PlanContext, RunContext, TaskContext, Verb
 from geoeco.errors import InputError
+from geoeco.steps.layers import written
 
 __all__ = [
     "ModelVerb",
@@ -19,12 +20,17 @@ __all__ = [
     "bundle_item",
     "bundle_url",
     "check_made",
+    "foreign_model",
     "is_step",
+    "model_item",
+    "model_tags",
     "planned_model",
     "tasks_of_model",
 ]
 
 _ITEM = "mlm.json"
+#: Where a step keeps the item of a model from elsewhere.
+_MODEL = "model.json"
 #: The other files of a bundle, by their assets in its item; and those that each bundle has.
 _FILES = {
     "model": "model.safetensors",
@@ -239,3 +245,26 @@ def bundle_item(url: str) -> bytes:
             code="bundle",
         )
     return content
+
+
+def model_item(name: str, context: RunContext | TaskContext) -> str:
+    """Where in the run the item of the model of a step is: with the step that makes it, or as `foreign_model` says."""
+    return f"{name}/bundle/{_ITEM}" if is_step(name, context) else f"{context.folder}/{_MODEL}"
+
+
+def foreign_model(name: str, context: RunContext | TaskContext) -> list[Output]:
+    """Copy the item of a model from elsewhere to where `model_item` says; nothing of a model of the run.
+
+    A relative link can lead to it wherever the run folder is taken.
+    """
+    if is_step(name, context):
+        return []
+    return [written(context, _MODEL, bundle_item(bundle_url(name, context)), "metadata")]
+
+
+def model_tags(name: str, context: RunContext | TaskContext) -> dict[str, str]:
+    """What files say of the model that made them: its id and the SHA-256 of its weights."""
+    item = json.loads(bundle_item(bundle_url(name, context)))
+    # a multihash: 1220 stands for SHA-256
+    weights = str(item["assets"]["model"]["file:checksum"]).removeprefix("1220")
+    return {"GEOECO_MODEL": str(item["id"]), "GEOECO_MODEL_SHA256": weights}

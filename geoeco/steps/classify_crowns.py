@@ -6,8 +6,6 @@ Settings and bookkeeping only; the answers are `geoeco.mapping.classify_crowns`'
 from __future__ import annotations
 
 import datetime as dt
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,9 +19,18 @@ from geoeco.outputs.chip_sheets import mosaic_picture
 from geoeco.outputs.outline_charts import outline_chart
 from geoeco.sampling import open_uav_chips
 from geoeco.sensors.orthomosaic import describe_orthomosaic
-from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_item, bundle_url, is_step, planned_model
+from geoeco.steps.bundles import (
+    PlannedModel,
+    bundle_digest,
+    bundle_url,
+    foreign_model,
+    is_step,
+    model_item,
+    model_tags,
+    planned_model,
+)
 from geoeco.steps.crown_tables import crowns_of_chips
-from geoeco.steps.layers import digest_of, written
+from geoeco.steps.layers import digest_of, read_layer, written
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
 from geoeco.steps.training_files import needs_ml
@@ -35,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClassifyCrownsSettings", "ClassifyCrownsVerb"]
 
-GPKG, ITEM, PICTURE, LAYER, MODEL = "crowns.gpkg", "crowns.json", "crowns.png", "crowns", "model.json"
+GPKG, ITEM, PICTURE, LAYER = "crowns.gpkg", "crowns.json", "crowns.png", "crowns"
 #: What the columns hold, for readers of the STAC item.
 COLUMNS = {
     "crown_id": "number of the crown in the table that it was read from",
@@ -138,15 +145,11 @@ class ClassifyCrownsVerb(Verb):
         )
         if not len(found):
             raise InputError("all crowns are lower than min_height_m", where=context.folder, code="no-locations")
-        model = json.loads(bundle_item(bundle_url(settings.bundle, context)))
-        # a multihash: 1220 stands for SHA-256
-        weights = str(model["assets"]["model"]["file:checksum"]).removeprefix("1220")
         days = sorted({str(day) for day in found["date"] if day})
         tags = {
             **task.payload["tags"],
             **({"GEOECO_PERIOD": f"{days[0]}/{days[-1]}"} if days else {}),
-            "GEOECO_MODEL": bundle.name,
-            "GEOECO_MODEL_SHA256": weights,
+            **model_tags(settings.bundle, context),
         }
         species = ClassTable.of(dict(enumerate(bundle.classes)), bundle.colours or None, name="species")
         title = f"{context.recipe.name}: {context.folder}"
@@ -177,7 +180,7 @@ class ClassifyCrownsVerb(Verb):
             descriptions={name: text for name, text in COLUMNS.items() if name in held},
             title=title,
             properties=item_properties(tags),
-            derived_from=local_sources([_model_item(settings, context)], context.scratch_path),
+            derived_from=local_sources([model_item(settings.bundle, context)], context.scratch_path),
             thumbnail=picture,
         )
         outputs.append(written(context, ITEM, (folder / ITEM).read_bytes(), "metadata", "Crowns"))
@@ -192,17 +195,11 @@ class ClassifyCrownsVerb(Verb):
         self, settings: ClassifyCrownsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
     ) -> Sequence[Output] | None:
         """Write the catalogue of the crowns' STAC item, and the item of a model from elsewhere."""
-        outputs = list(write_catalog(context, records, "Crowns"))
-        if not is_step(settings.bundle, context):
-            # what a relative link can lead to wherever the run folder is taken
-            outputs.append(written(context, MODEL, bundle_item(bundle_url(settings.bundle, context)), "metadata"))
-        return outputs
+        return [*write_catalog(context, records, "Crowns"), *foreign_model(settings.bundle, context)]
 
     def open(self, settings: ClassifyCrownsSettings, context: RunContext) -> Any:
         """Read the crowns."""
-        import geopandas as gpd
-
-        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")), layer=LAYER)
+        return read_layer(context, GPKG, LAYER)
 
 
 def _check_model(settings: ClassifyCrownsSettings, model: PlannedModel, chips: UavChipSource) -> None:
@@ -235,11 +232,6 @@ def _mosaics_of_chips(settings: ClassifyCrownsSettings, context: PlanContext) ->
     step = context.step(settings.chips, verb="uav_chips")
     assert isinstance(step.settings, UavChipsSettings), "the verb uav_chips has these settings"
     return [context.table(name) for name in step.settings.mosaics]
-
-
-def _model_item(settings: ClassifyCrownsSettings, context: TaskContext) -> str:
-    """Where in the run the item of the model is."""
-    return f"{settings.bundle}/bundle/mlm.json" if is_step(settings.bundle, context) else f"{context.folder}/{MODEL}"
 
 
 def _mosaic_path(settings: ClassifyCrownsSettings, context: PlanContext) -> str | None:

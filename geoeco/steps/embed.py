@@ -43,9 +43,11 @@ from geoeco.sampling import points_from_table
 from geoeco.steps.bundles import (
     PlannedModel,
     bundle_digest,
-    bundle_item,
     bundle_url,
+    foreign_model,
     is_step,
+    model_item,
+    model_tags,
     planned_model,
 )
 from geoeco.steps.cube import CubeSettings, cube_store
@@ -64,8 +66,8 @@ __all__ = ["EmbedSettings", "EmbedVerb", "PeriodSettings"]
 Season = Literal["DJF", "MAM", "JJA", "SON"]
 Span = tuple[int, int]
 
-#: Files of the step: what was fitted, what the files of its layers must be told, and the item of a bundle from outside.
-FIT, PROFILES, MODEL = "fit.safetensors", "layers.json", "model.json"
+#: Files of the step: what was fitted, and what the files of its layers must be told.
+FIT, PROFILES = "fit.safetensors", "layers.json"
 #: Bands of one file of features: with more, the tiles of a GeoTIFF would be too large to read one pixel.
 BANDS_PER_FILE = 64
 #: Characters of a place that its file is named by.
@@ -377,15 +379,11 @@ class EmbedVerb(RasterVerb):
             places=places,
             seed=context.seed,
         )
-        item = bundle_item(url)
-        source = f"{settings.bundle}/bundle/mlm.json"
-        files = {FIT: reduction.to_bytes()}
-        if not is_step(settings.bundle, context):
-            # what a relative link can lead to wherever the run folder is taken
-            source, files[MODEL] = f"{context.folder}/{MODEL}", item
-        profiles = _profiles(_layers(settings, sample.shape[1], names), reduction, json.loads(item), source)
-        files[PROFILES] = (json.dumps(profiles, indent=1) + "\n").encode()
-        outputs = []
+        layers = _layers(settings, sample.shape[1], names)
+        bundle = settings.bundle
+        profiles = _profiles(layers, reduction, model_tags(bundle, context), model_item(bundle, context))
+        files = {FIT: reduction.to_bytes(), PROFILES: (json.dumps(profiles, indent=1) + "\n").encode()}
+        outputs = foreign_model(bundle, context)
         for name, content in files.items():
             path = f"{context.folder}/{name}"
             context.store.write_bytes(path, content)
@@ -613,12 +611,9 @@ def _layers(settings: EmbedSettings, features: int, places: Sequence[str]) -> tu
 
 
 def _profiles(
-    layers: Sequence[Layer], reduction: Reduction, item: Mapping[str, Any], derived_from: str
+    layers: Sequence[Layer], reduction: Reduction, tags: Mapping[str, str], derived_from: str
 ) -> dict[str, Any]:
     """What the files of the layers must be told, by layer."""
-    weights = str(item["assets"]["model"]["file:checksum"])
-    # a multihash: 1220 stands for SHA-256
-    tags = {"GEOECO_MODEL": str(item["id"]), "GEOECO_MODEL_SHA256": weights.removeprefix("1220")}
     profiles: dict[str, Any] = {}
     for layer in layers:
         storage: dict[str, Any] = {}

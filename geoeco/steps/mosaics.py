@@ -24,7 +24,7 @@ from geoeco.catalog import area_lonlat
 from geoeco.engine import Output, PlanContext, RunContext, StepSettings, TaskContext
 from geoeco.errors import GridError
 from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
-from geoeco.steps.bundles import bundle_item, bundle_url, is_step
+from geoeco.steps.bundles import bundle_item, bundle_url, is_step, model_tags
 from geoeco.steps.layers import written
 from geoeco.steps.provenance import ALWAYS
 
@@ -115,19 +115,16 @@ def map_sources(
     """
     mosaic = mosaic_of(settings, context.plan)
     files = {MOSAIC: as_json(_mosaic_item(mosaic, settings, mosaic_period(settings, context.plan)))}
-    tags: dict[str, list[str]] = {"GEOECO_MODEL": [], "GEOECO_MODEL_SHA256": []}
+    tags: dict[str, list[str]] = {}
     links = [f"{context.folder}/{MOSAIC}"]
     for number, name in enumerate(bundles, start=1):
-        content = bundle_item(bundle_url(name, context))
-        item = json.loads(content)
-        tags["GEOECO_MODEL"].append(str(item["id"]))
-        # a multihash: 1220 stands for SHA-256
-        tags["GEOECO_MODEL_SHA256"].append(str(item["assets"]["model"]["file:checksum"]).removeprefix("1220"))
+        for tag, value in model_tags(name, context).items():
+            tags.setdefault(tag, []).append(value)
         if is_step(name, context):
             links.append(f"{name}/bundle/mlm.json")
         else:
             # what a relative link can lead to wherever the run folder is taken
-            files[f"model_{number}.json"] = content
+            files[f"model_{number}.json"] = bundle_item(bundle_url(name, context))
             links.append(f"{context.folder}/model_{number}.json")
     profile = {
         "storage": {},
