@@ -166,14 +166,14 @@ def detect_tiles(
     Returns
     -------
     geopandas.GeoDataFrame
-        ``tile``, ``score``, ``beside`` (touches ground without imagery) and the outline: along the edges of the pixels
-        of the largest piece of the mask, holes filled; the box of a network of boxes.
+        ``tile``, ``class`` (name), ``score``, ``beside`` (touches ground without imagery) and the outline: along the
+        edges of the pixels of the largest piece of the mask, holes filled; the box of a network of boxes.
     """
     import geopandas as gpd
 
     network: Any = bundle.module.eval()
     device = next(network.parameters()).device
-    columns: dict[str, list[Any]] = {"tile": [], "score": [], "beside": []}
+    columns: dict[str, list[Any]] = {"tile": [], "class": [], "score": [], "beside": []}
     shapes: list[Any] = []
     for tile in tiles:
         top, bottom, left, right = (int(n) for n in windows[tile])
@@ -194,6 +194,7 @@ def detect_tiles(
             if outline is None or outline.area == 0:
                 continue
             columns["tile"].append(tile)
+            columns["class"].append(bundle.classes[int(found.labels[number])])
             columns["score"].append(float(found.scores[number]))
             columns["beside"].append(bool((binary_dilation(mask) & ~valid).any()))
             shapes.append(outline)
@@ -202,6 +203,7 @@ def detect_tiles(
     outlines = placed(np.array(shapes, object), mosaic.geobox.affine) if shapes else np.zeros(0, object)
     typed = {
         "tile": np.array(columns["tile"], np.int64),
+        "class": np.array(columns["class"], object),
         "score": np.array(columns["score"], np.float64),
         "beside": np.array(columns["beside"], bool),
     }
@@ -239,7 +241,7 @@ def merge_tiles(
     Returns
     -------
     geopandas.GeoDataFrame
-        From top to bottom: ``crown_id`` from 1, ``class`` (crown), ``score``, ``area_m2`` on the ground,
+        From top to bottom: ``crown_id`` from 1, ``class``, ``score``, ``area_m2`` on the ground,
         ``height_p95`` where there are heights, ``edge`` (touches the edge of the imagery), ``source``, ``date``.
         ``attrs``: ``n_foreign`` and ``n_cut`` as of `own_objects`, ``n_overlapping``, ``largest_m`` (side of the box
         round the largest crown).
@@ -254,7 +256,7 @@ def merge_tiles(
     sides = np.maximum(bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1])
     columns: dict[str, Any] = {
         "crown_id": np.arange(1, len(kept) + 1, dtype=np.int32),
-        "class": np.full(len(kept), "crown", object),
+        "class": kept["class"].to_numpy(object),
         "score": kept["score"].to_numpy(np.float32),
         "area_m2": shapely.area(shapes) * pixel_m2,
     }

@@ -26,11 +26,13 @@ def crown_detector(
     channels: int = 256,
     most: int = 200,
     frozen_norm: bool = False,
+    num_classes: int = 1,
+    boxes: int = 512,
 ) -> nn.Module:
     """Make a `geoeco.models.crown_detector.CrownDetector`, whose library is imported by those alone who use it."""
     from geoeco.models.crown_detector import CrownDetector
 
-    return CrownDetector(backbone, in_channels, masks, anchors, channels, most, frozen_norm)
+    return CrownDetector(backbone, in_channels, masks, anchors, channels, most, frozen_norm, num_classes, boxes)
 
 
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(

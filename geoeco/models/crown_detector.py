@@ -40,17 +40,20 @@ class FoundObjects(NamedTuple):
         ``(object, 4)``: left, top, right, bottom, pixels.
     scores : torch.Tensor
         ``(object,)``, 0 to 1.
+    labels : torch.Tensor
+        ``(object,)`` int64, number of the class from 0.
     masks : torch.Tensor or None
         ``(object, y, x)`` bool; None of a network of boxes.
     """
 
     boxes: Tensor
     scores: Tensor
+    labels: Tensor
     masks: Tensor | None
 
 
 class CrownDetector(nn.Module):
-    """Mask R-CNN or Faster R-CNN for objects of one kind, with random weights.
+    """Mask R-CNN or Faster R-CNN for objects of one class or several, with random weights.
 
     Parameters
     ----------
@@ -68,6 +71,11 @@ class CrownDetector(nn.Module):
     frozen_norm : bool
         Keep the encoder's batch normalisation as its weights were learned, for weights that were learned elsewhere;
         group normalisation in its place else, since batches of detectors are small.
+    num_classes : int
+        Classes of objects, the background not counted.
+    boxes : int
+        Boxes of an image that the heads learn from in a step, a fourth of them on objects at most; 512 in the papers,
+        for images of a thousand pixels.
 
     Raises
     ------
@@ -84,13 +92,16 @@ class CrownDetector(nn.Module):
         channels: int = 256,
         most: int = 200,
         frozen_norm: bool = False,
+        num_classes: int = 1,
+        boxes: int = 512,
     ) -> None:
         super().__init__()
         sides = _sides(anchors)
-        if in_channels < 1 or channels < _GROUPS or channels % _GROUPS or most < 1:
+        if in_channels < 1 or channels < _GROUPS or channels % _GROUPS or most < 1 or num_classes < 1 or boxes < 4:
             raise InputError(
-                f"a detector of {channels} channels for {in_channels} bands and {most} objects",
-                what_to_do=f"give a multiple of {_GROUPS} channels, at least one band and one object",
+                f"a detector of {channels} channels for {in_channels} bands, {most} objects of {num_classes} classes "
+                f"and {boxes} boxes",
+                what_to_do=f"give a multiple of {_GROUPS} channels, a band, an object, a class and four boxes at least",
             )
         if not backbone.startswith("resnet") or not timm.is_model(backbone):
             raise InputError(
@@ -111,15 +122,16 @@ class CrownDetector(nn.Module):
             heads = {
                 "mask_roi_pool": MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=14, sampling_ratio=2),
                 "mask_head": MaskRCNNHeads(channels, (channels,) * 4, 1),
-                "mask_predictor": MaskRCNNPredictor(channels, channels, 2),
+                "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes + 1),
             }
         self.network: Any = kind(
             pyramid,
             rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in sides), ((0.5, 1.0, 2.0),) * len(sides)),
             box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
             box_head=TwoMLPHead(channels * 49, 4 * channels),
-            box_predictor=FastRCNNPredictor(4 * channels, 2),
+            box_predictor=FastRCNNPredictor(4 * channels, num_classes + 1),
             box_detections_per_img=most,
+            box_batch_size_per_image=boxes,
             # what overlaps is judged on the map, where all tiles are
             box_nms_thresh=0.5,
             box_score_thresh=0.05,
@@ -136,8 +148,8 @@ class CrownDetector(nn.Module):
         images : torch.Tensor
             ``(N, band, y, x)``, normalised.
         targets : sequence of mapping
-            One an image: ``boxes (object, 4)``, ``labels (object,)`` all 1, and ``masks (object, y, x)`` uint8 where
-            the network has them; no object at all is a lesson too.
+            One an image: ``boxes (object, 4)``, ``labels (object,)`` from 1 (0 is the background), and ``masks (object,
+            y, x)`` uint8 where the network has them; no object at all is a lesson too.
         """
         parts: dict[str, Tensor] = self.network(list(images), [dict(target) for target in targets])
         return torch.stack(list(parts.values())).sum()
@@ -155,7 +167,7 @@ class CrownDetector(nn.Module):
         for image in images:
             (one,) = self.network([image])
             masks = (one["masks"][:, 0] > 0.5) if self.masks else None
-            found.append(FoundObjects(one["boxes"], one["scores"], masks))
+            found.append(FoundObjects(one["boxes"], one["scores"], one["labels"] - 1, masks))
         return found
 
     def forward(self, images: Tensor) -> Tensor:

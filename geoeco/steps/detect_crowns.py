@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,29 +17,41 @@ from pydantic import Field
 
 from geoeco.engine import Output, PlanContext, RecipePath, RunContext, Stage, Task, TaskContext, TaskResult, Verb
 from geoeco.errors import InputError
-from geoeco.outputs import write_coco, write_gpkg, write_table_item
+from geoeco.outputs import ClassTable, write_coco, write_gpkg, write_table_item
 from geoeco.outputs.chip_sheets import mosaic_picture
 from geoeco.outputs.outline_charts import outline_chart
-from geoeco.sampling.mosaic_windows import grid_windows, pixels_across
 from geoeco.sensors.height_models import HeightModel, describe_heights
 from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
-from geoeco.steps.bundles import PlannedModel, bundle_digest, bundle_item, bundle_url, is_step, planned_model
-from geoeco.steps.layers import digest_of, written
+from geoeco.steps.bundles import (
+    PlannedModel,
+    bundle_digest,
+    bundle_url,
+    foreign_model,
+    is_step,
+    model_item,
+    model_tags,
+    planned_model,
+    tasks_of_model,
+)
+from geoeco.steps.layers import digest_of, read_layer, written
 from geoeco.steps.model_costs import network_bytes
 from geoeco.steps.mosaics import MosaicSettings
 from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, provenance_tags, write_catalog
+from geoeco.steps.training_files import needs_ml
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
+    from geoeco.training import ModelBundle
+
 __all__ = ["DetectCrownsSettings", "DetectCrownsVerb"]
 
 GPKG, COCO, ITEM, PICTURE = "crowns.gpkg", "crowns_coco.json", "crowns.json", "crowns.png"
-LAYER, MODEL = "crowns", "model.json"
+LAYER = "crowns"
 #: What the columns hold, for readers of the STAC item.
 COLUMNS = {
     "crown_id": "number of the crown, from 1 from top to bottom of the mosaic",
-    "class": "what it is",
+    "class": "species, or crown where the model does not tell species apart",
     "score": "how sure the detector is, 0 to 1",
     "area_m2": "area on the ground, square metres",
     "height_p95": "95th percentile of the heights within the crown, metres",
@@ -93,12 +104,12 @@ class DetectCrownsVerb(Verb):
 
     def plan(self, settings: DetectCrownsSettings, context: PlanContext) -> tuple[Stage, ...]:
         """A task for some tiles each, and one that keeps each crown once."""
+        with needs_ml(settings.step):
+            # what the tasks import
+            from geoeco.mapping import detection_tiles
         model = planned_model(settings.bundle, context, f"step {settings.step}: bundle")
         mosaic = _mosaic(settings, context, model)
-        overlap = pixels_across(settings.overlap_m, mosaic.gsd_m, up=True) if settings.overlap_m > 0 else 0
-        rows, columns = (int(n) for n in mosaic.geobox.shape)
-        count = len(grid_windows((rows, columns), model.size, overlap, edge="shift"))
-        depends = [task.id for task in context.step(settings.bundle).tasks] if is_step(settings.bundle, context) else []
+        count = len(detection_tiles(mosaic, model.size, settings.overlap_m))
         memory = (
             network_bytes(model, 1)
             + mosaic.read_bytes(model.size, model.size)
@@ -109,7 +120,7 @@ class DetectCrownsVerb(Verb):
             Task(
                 f"{settings.step}/tiles/{first:06d}",
                 payload={"tiles": [first, min(first + settings.tiles_per_task, count)]},
-                depends=tuple(depends),
+                depends=tasks_of_model(settings.bundle, context),
                 memory_bytes=memory,
             )
             for first in range(0, count, settings.tiles_per_task)
@@ -137,7 +148,7 @@ class DetectCrownsVerb(Verb):
         check_detector(bundle, mosaic)
         windows = detection_tiles(mosaic, bundle.size, settings.overlap_m)
         if task.stage == "crowns":
-            return self._crowns(settings, task, context, bundle.name, mosaic, windows)
+            return self._crowns(settings, task, context, bundle, mosaic, windows)
         found = detect_tiles(mosaic, bundle, windows, range(*task.payload["tiles"]), min_score=settings.min_score)
         buffer = io.BytesIO()
         found.to_parquet(buffer, index=False)
@@ -149,7 +160,7 @@ class DetectCrownsVerb(Verb):
         settings: DetectCrownsSettings,
         task: Task,
         context: TaskContext,
-        model: str,
+        bundle: ModelBundle,
         mosaic: Orthomosaic,
         windows: Any,
     ) -> TaskResult:
@@ -175,24 +186,27 @@ class DetectCrownsVerb(Verb):
                 f"{settings.overlap_m:.1f} m does not: such crowns may be whole in no tile",
                 stacklevel=2,
             )
-        item = json.loads(bundle_item(bundle_url(settings.bundle, context)))
-        tags = {
-            **task.payload["tags"],
-            "GEOECO_MODEL": model,
-            # a multihash: 1220 stands for SHA-256
-            "GEOECO_MODEL_SHA256": str(item["assets"]["model"]["file:checksum"]).removeprefix("1220"),
-        }
+        tags = {**task.payload["tags"], **model_tags(settings.bundle, context)}
+        classes = ClassTable.of(dict(enumerate(bundle.classes)), bundle.colours or None, name="crowns")
         title = f"{context.recipe.name}: {context.folder}"
         # a mirror of the run folder, so that relative links hold there too
         folder = context.scratch_path / context.folder
         record = write_gpkg(
-            found, folder / GPKG, layer=LAYER, geometry_type="Polygon", description="crowns that were found", tags=tags
+            found,
+            folder / GPKG,
+            layer=LAYER,
+            geometry_type="Polygon",
+            description="crowns that were found",
+            tags=tags,
+            classes=classes,
+            class_column="class",
         )
         coco = write_coco(
             found, folder / COCO, geobox=mosaic.geobox, file_name=Path(mosaic.path).name, category="class"
         )
         image, bounds = mosaic_picture(mosaic, size=_PICTURE_PIXELS)
-        picture = outline_chart(image, bounds, found, folder / PICTURE, title=title)
+        colours = {entry.name: entry.hex for entry in classes}
+        picture = outline_chart(image, bounds, found, folder / PICTURE, column="class", colours=colours, title=title)
         outputs = [
             written(context, GPKG, record.path.read_bytes(), "data", "Crowns"),
             written(context, COCO, coco.path.read_bytes(), "data", "Crowns as COCO JSON"),
@@ -209,7 +223,7 @@ class DetectCrownsVerb(Verb):
             descriptions={name: text for name, text in COLUMNS.items() if name in held},
             title=title,
             properties=item_properties(tags),
-            derived_from=local_sources([_model_item(settings, context)], context.scratch_path),
+            derived_from=local_sources([model_item(settings.bundle, context)], context.scratch_path),
             thumbnail=picture,
         )
         outputs.append(written(context, ITEM, (folder / ITEM).read_bytes(), "metadata", "Crowns"))
@@ -223,17 +237,11 @@ class DetectCrownsVerb(Verb):
         self, settings: DetectCrownsSettings, context: RunContext, records: Sequence[Mapping[str, Any]]
     ) -> Sequence[Output] | None:
         """Write the catalogue of the crowns' STAC item, and the item of a model from elsewhere."""
-        outputs = list(write_catalog(context, records, "Crowns"))
-        if not is_step(settings.bundle, context):
-            # what a relative link can lead to wherever the run folder is taken
-            outputs.append(written(context, MODEL, bundle_item(bundle_url(settings.bundle, context)), "metadata"))
-        return outputs
+        return [*write_catalog(context, records, "Crowns"), *foreign_model(settings.bundle, context)]
 
     def open(self, settings: DetectCrownsSettings, context: RunContext) -> gpd.GeoDataFrame:
         """Read the crowns."""
-        import geopandas as gpd
-
-        return gpd.read_file(io.BytesIO(context.store.read_bytes(f"{context.folder}/{GPKG}")), layer=LAYER)
+        return read_layer(context, GPKG, LAYER)
 
 
 def _mosaic(settings: DetectCrownsSettings, context: PlanContext | TaskContext, model: PlannedModel) -> Orthomosaic:
@@ -270,8 +278,3 @@ def _heights(
     if settings.chm is None:
         return None
     return describe_heights(mosaic, chm=context.recipe.table_path(settings.chm, context.recipe_folder))
-
-
-def _model_item(settings: DetectCrownsSettings, context: TaskContext) -> str:
-    """Where in the run the item of the model is."""
-    return f"{settings.bundle}/bundle/mlm.json" if is_step(settings.bundle, context) else f"{context.folder}/{MODEL}"

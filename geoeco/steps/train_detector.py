@@ -16,6 +16,7 @@ from geoeco.errors import InputError
 from geoeco.outputs.learning_curves import learning_curve
 from geoeco.sampling import open_uav_chips
 from geoeco.steps.bundles import ModelVerb, PlannedModel
+from geoeco.steps.crown_tables import crowns_of_chips
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
@@ -32,10 +33,10 @@ from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_c
 
 __all__ = ["TrainDetectorSettings", "TrainDetectorVerb"]
 
-#: What the heads keep of an image for the backward pass, for each channel: 512 boxes of 7 x 7 and 128 of 14 x 14 cells
+#: What the heads keep of a box for the backward pass, for each channel: 7 x 7 cells, and of every fourth 14 x 14 cells
 #: through four convolutions, with their gradients.
-_HEAD_BYTES = 2 * 4 * (512 * 49 + 10 * 128 * 196)
-#: Masks of objects as they are pasted into a chip, bytes a pixel, and how many there are.
+_BOX_BYTES = 2 * 4 * (49 + 10 * 196 // 4)
+#: Masks of objects as they are pasted into a chip, bytes a pixel, and how many there are at most.
 _MASK_BYTES, _MOST = 12, 200
 
 
@@ -46,6 +47,9 @@ class TrainDetectorSettings(FittingSettings, UavChipSourceSettings):
     backbone: str = Field("resnet50", description="a residual network of timm's")
     masks: bool = Field(True, description="outlines (Mask R-CNN), or boxes alone (Faster R-CNN)")
     channels: int = Field(256, ge=8, multiple_of=8, description="of the pyramid and the heads")
+    boxes: int = Field(512, ge=4, description="boxes of a chip that the heads learn from in a step; fewer are faster")
+    most: int = Field(200, ge=1, le=_MOST, description="objects of a chip or tile that are found, at most")
+    species: bool = Field(False, description="tell the species of crowns apart (crown_class of the chips), or not")
     anchors_m: tuple[float, ...] | None = Field(
         None, description="five ascending sides of anchors, metres; chosen by the training crowns if null"
     )
@@ -98,7 +102,7 @@ class TrainDetectorVerb(ModelVerb):
         if settings.encoder_weights != "random":
             payload["encoder_weights"] = context.path(settings.encoder_weights)
         pixels = chips.size**2
-        passing = settings.batch * (pixels * GRADIENT_BYTES + _HEAD_BYTES * settings.channels)
+        passing = settings.batch * (pixels * GRADIENT_BYTES + settings.boxes * _BOX_BYTES * settings.channels)
         read = settings.batch * pixels * 24 * (len(chips.bands) + 2)
         task = Task(
             f"{settings.step}/training/all",
@@ -125,7 +129,7 @@ class TrainDetectorVerb(ModelVerb):
             task="detection",
             features=1,
             weight_bytes=_weight_bytes(settings, chips),
-            classes=("crown",),
+            classes=chips.crown_classes if settings.species else ("crown",),
         )
 
     def run(self, settings: TrainDetectorSettings, task: Task, context: TaskContext) -> TaskResult:
@@ -134,13 +138,17 @@ class TrainDetectorVerb(ModelVerb):
 
         root = TrainingFiles(context)
         root.fetch()
+        store = uav_chips_of(task, context)
         bundle = train_detector(
-            uav_chips_of(task, context),
+            store,
             root.path,
             backbone=settings.backbone,
             masks=settings.masks,
             channels=settings.channels,
+            boxes=settings.boxes,
+            most=settings.most,
             anchors_m=settings.anchors_m,
+            species=_species(task, context, store) if settings.species else None,
             encoder_weights=task.payload.get("encoder_weights", "random"),
             epochs=settings.epochs,
             batch=settings.batch,
@@ -181,7 +189,15 @@ def _weight_bytes(settings: TrainDetectorSettings, chips: UavChipSource) -> int:
         masks=settings.masks,
         channels=settings.channels,
         frozen_norm=settings.encoder_weights != "random",
+        num_classes=len(chips.crown_classes) if settings.species else 1,
     )
+
+
+def _species(task: Task, context: TaskContext, store: str) -> dict[int, str]:
+    """Species of the crowns that have one, by their number."""
+    crowns = crowns_of_chips(task, context, store)
+    named = zip(crowns["crown_id"], crowns["class_name"].fillna("").astype(str), strict=True)
+    return {int(number): name for number, name in named if name}
 
 
 def _chips(settings: TrainDetectorSettings, context: PlanContext) -> UavChipSource:
@@ -207,6 +223,13 @@ def _chips(settings: TrainDetectorSettings, context: PlanContext) -> UavChipSour
         lacking = "crowns" if cut.crowns is None else "split" if cut.split is None else ""
     else:
         lacking = "" if "instance" in open_uav_chips(found.where) else "crowns"
+    if settings.species and (settings.store is not None or not found.crown_classes):
+        raise InputError(
+            f"the chips ({found.where}) do not say which crown is of which species",
+            where=where,
+            what_to_do="take those of a step of the recipe, with crown_class",
+            code="classes",
+        )
     if lacking:
         raise InputError(
             f"the chips ({found.where}) have no {lacking}", where=where, what_to_do=f"give {lacking}", code="crowns"

@@ -7,8 +7,9 @@ are of chips: those of a map, where each crown counts once, are `geoeco.mapping.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +94,9 @@ class DetectionDataset(CrownDataset):
         return digest.hexdigest()
 
 
-def chip_targets(instance: Tensor, *, masks: bool = True) -> dict[str, Tensor]:
+def chip_targets(
+    instance: Tensor, *, masks: bool = True, classes: Mapping[int, int] | None = None
+) -> dict[str, Tensor]:
     """Targets of one chip, as detectors of torchvision take them.
 
     Parameters
@@ -102,21 +105,26 @@ def chip_targets(instance: Tensor, *, masks: bool = True) -> dict[str, Tensor]:
         ``(y, x)``, number of the crown of each pixel, 0 for none.
     masks : bool
         Whether masks are wanted.
+    classes : mapping of int to int, optional
+        Number of the class, from 0, of each crown whose class is known; all are of one class when not given.
 
     Returns
     -------
     dict
         ``boxes (object, 4)`` float32: left, top, right, bottom along the edges of the pixels; ``labels (object,)``,
-        all 1; ``masks (object, y, x)`` uint8. By ascending number; pieces of fewer than 9 pixels are left out.
+        the class from 1, 0 where it is not known; ``masks (object, y, x)`` uint8. By ascending number; pieces of fewer
+        than 9 pixels are left out.
     """
     numbers, pixels = torch.unique(instance[instance > 0], return_counts=True)
-    shapes = instance == numbers[pixels >= _SMALLEST].reshape(-1, 1, 1)
+    numbers = numbers[pixels >= _SMALLEST]
+    shapes = instance == numbers.reshape(-1, 1, 1)
     boxes = instance.new_zeros((len(shapes), 4), dtype=torch.float32)
     for number, shape in enumerate(shapes):
         rows, columns = torch.nonzero(shape, as_tuple=True)
         edges = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
         boxes[number] = torch.stack(edges).float()
-    targets = {"boxes": boxes, "labels": torch.ones(len(shapes), dtype=torch.int64, device=instance.device)}
+    labels = [1 if classes is None else classes.get(number, -1) + 1 for number in numbers.tolist()]
+    targets = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64, device=instance.device)}
     return targets | ({"masks": shapes.to(torch.uint8)} if masks else {})
 
 
@@ -139,6 +147,8 @@ class CrownDetection(LightningModule):
         As `strength` of `recoloured`; 0 for none.
     seed : int
         What is drawn in a step follows `seed` and the number of the step.
+    classes : mapping of int to int, optional
+        As of `chip_targets`.
     """
 
     def __init__(
@@ -153,13 +163,14 @@ class CrownDetection(LightningModule):
         flips: bool,
         colour: float,
         seed: int,
+        classes: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.model = network
         self.normalisation = normalisation
         self.steps, self.lr, self.weight_decay, self.seed = steps, lr, weight_decay, seed
         self.schedule: Schedule = schedule
-        self.flips, self.colour = flips, colour
+        self.flips, self.colour, self.classes = flips, colour, classes
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:  # noqa: ARG002
         """Learn from one batch."""
@@ -169,7 +180,7 @@ class CrownDetection(LightningModule):
             image = recoloured(image, batch["valid"], self.colour)
         if self.flips:
             image, instance = mirrored(image, instance)
-        targets = [chip_targets(one, masks=self.model.masks) for one in instance]
+        targets = [chip_targets(one, masks=self.model.masks, classes=self.classes) for one in instance]
         return {"loss": self.model.losses(self.normalisation(image), targets)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -193,15 +204,24 @@ class DetectionScores(NamedTuple):
         Part of the crowns that are found with any score.
     crowns, found : int
         Numbers of true and found objects, those of a chip and of its neighbour counted twice.
+    class_accuracy : float
+        Part of the crowns that are found, and whose class is known, that are given this class; NaN without any, or
+        where there is one class only.
     """
 
     ap50: float
     recall50: float
     crowns: int
     found: int
+    class_accuracy: float
 
 
-def score_chips(network: CrownDetector, normalisation: Normalisation, data: DetectionDataset) -> DetectionScores:
+def score_chips(
+    network: CrownDetector,
+    normalisation: Normalisation,
+    data: DetectionDataset,
+    classes: Mapping[int, int] | None = None,
+) -> DetectionScores:
     """Find crowns on chips, one chip at a time, and compare them with those that are there.
 
     Parameters
@@ -210,29 +230,37 @@ def score_chips(network: CrownDetector, normalisation: Normalisation, data: Dete
         Put into evaluation mode.
     normalisation : Normalisation
     data : DetectionDataset
+    classes : mapping of int to int, optional
+        As of `chip_targets`. A crown is found whatever class it is given.
     """
     network.eval()
     device = next(network.parameters()).device
     scores: list[npt.NDArray[np.float64]] = []
     hits: list[npt.NDArray[np.bool_]] = []
+    right: list[npt.NDArray[np.bool_]] = []
     crowns = 0
     for position in range(len(data)):
         one = {name: value.unsqueeze(0).to(device) for name, value in data[position].items()}
         image = data.decode(one)["image"]
-        target = chip_targets(one["instance"][0], masks=network.masks)
+        target = chip_targets(one["instance"][0], masks=network.masks, classes=classes)
         (found,) = network.detect(normalisation(image))
         crowns += len(target["boxes"])
         scores.append(found.scores.double().cpu().numpy())
-        hits.append(_hits(_overlap(found, target)))
+        matched = _matched(_overlap(found, target))
+        hits.append(matched >= 0)
+        labels = target["labels"].cpu().numpy()[matched[matched >= 0]]
+        right.append((found.labels.cpu().numpy() + 1)[matched >= 0][labels > 0] == labels[labels > 0])
     order = np.argsort(-np.concatenate(scores), kind="stable")
     correct = np.concatenate(hits)[order]
+    named = np.concatenate(right)
+    accuracy = float(named.mean()) if classes is not None and len(named) else math.nan
     if not crowns:
-        return DetectionScores(float("nan"), float("nan"), 0, len(correct))
+        return DetectionScores(math.nan, math.nan, 0, len(correct), accuracy)
     recall = np.cumsum(correct) / crowns
     precision = np.cumsum(correct) / np.arange(1, len(correct) + 1)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     area = float((np.diff(recall, prepend=0.0) * best).sum())
-    return DetectionScores(area, float(correct.sum() / crowns), crowns, len(correct))
+    return DetectionScores(area, float(correct.sum() / crowns), crowns, len(correct), accuracy)
 
 
 def _overlap(found: FoundObjects, target: dict[str, Tensor]) -> npt.NDArray[np.float64]:
@@ -249,13 +277,13 @@ def _overlap(found: FoundObjects, target: dict[str, Tensor]) -> npt.NDArray[np.f
     return masks
 
 
-def _hits(overlap: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-    """Which of the found, by descending score, are right: each takes the best crown that is free."""
+def _matched(overlap: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Crown of each of the found, by descending score, -1 for none: each takes the best one that is free."""
     free = np.ones(overlap.shape[1], bool)
-    hits = np.zeros(len(overlap), bool)
+    matched = np.full(len(overlap), -1, np.int64)
     for number, row in enumerate(np.where(overlap >= 0.5, overlap, 0.0)):
         open_to = np.where(free, row, 0.0)
         if open_to.size and open_to.max() > 0:
-            free[int(open_to.argmax())] = False
-            hits[number] = True
-    return hits
+            matched[number] = int(open_to.argmax())
+            free[matched[number]] = False
+    return matched

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -43,7 +44,10 @@ def train_detector(
     backbone: str = "resnet50",
     masks: bool = True,
     channels: int = 256,
+    boxes: int = 512,
+    most: int = 200,
     anchors_m: tuple[float, ...] | None = None,
+    species: Mapping[int, str] | None = None,
     encoder_weights: str = "random",
     epochs: int = 50,
     batch: int = 4,
@@ -63,10 +67,14 @@ def train_detector(
     folder : str or Path
         Local folder of the training: ``checkpoints/``, ``logs/metrics.csv``, ``bundle/`` and ``evaluation.json``. What
         is there of the same training is gone on from.
-    backbone, masks, channels
+    backbone, masks, channels, boxes, most
         As of `geoeco.models.crown_detector.CrownDetector`.
     anchors_m : tuple of five float, optional
         Sides of the anchors in metres, ascending; those of `anchor_sides` when not given.
+    species : mapping of int to str, optional
+        Species of crowns by their number, each one of those that the store names (``crown_classes``): the detector
+        learns to tell these apart. Chips for training that show a crown without a species are left out. All crowns are
+        of one class when not given.
     encoder_weights : str
         ``"random"``, which says so loudly, or a local ``.safetensors`` file with weights named as timm's; their batch
         normalisation is kept as it is then.
@@ -98,8 +106,9 @@ def train_detector(
     Notes
     -----
     ``evaluation.json`` has the average precision at an intersection over union of 0.5 (``ap50``) on the chips of the
-    parts val and test. A crown that lies on several chips counts on each: how many crowns of a mosaic are found is
-    told by `geoeco.mapping.relative_f1` of the map.
+    parts val and test, and with `species` how often that of a crown which is found is right (``class_accuracy``). A
+    crown that lies on several chips counts on each: how many crowns of a mosaic are found is told by
+    `geoeco.mapping.relative_f1` of the map.
     """
     fitting = Fitting(Path(folder), **options)
     check_course(epochs, batch, lr, weight_decay, schedule)
@@ -108,7 +117,10 @@ def train_detector(
             f"encoder_weights are {encoder_weights!r}", what_to_do="give 'random' or a local .safetensors file"
         )
     parts = _parts(store)
+    names, classes = _classes(store, species)
     data = {part: DetectionDataset(store, samples) for part, samples in parts.items()}
+    if classes is not None:
+        data["train"] = _named_chips(data["train"], classes)
     train = data["train"]
     scale = pixel_statistics(train)
     sides = anchor_sides(train) if anchors_m is None else tuple(round(side / train.resolution) for side in anchors_m)
@@ -122,7 +134,10 @@ def train_detector(
         "masks": masks,
         "anchors": ",".join(map(str, sides)),
         "channels": channels,
+        "boxes": boxes,
+        "most": most,
         "frozen_norm": encoder_weights != "random",
+        "num_classes": len(names),
     }
     per_step = min(batch, len(train))
     batches = LocationBatches([f"{sample:09d}" for sample in train.samples], per_step, epochs=epochs, seed=fitting.seed)
@@ -143,7 +158,12 @@ def train_detector(
             "std": scale.std,
             "seed": fitting.seed,
         }
-        facts = {"key": fitting.key, "settings": settings, "chips": {p: d.sha256() for p, d in data.items()}}
+        facts = {
+            "key": fitting.key,
+            "settings": settings,
+            "chips": {part: one.sha256() for part, one in data.items()},
+            "species": None if species is None else sorted(species.items()),
+        }
         training_hash = hashlib.sha256(json_bytes(facts)).hexdigest()
         task = CrownDetection(
             network,
@@ -155,10 +175,11 @@ def train_detector(
             flips=flips,
             colour=colour,
             seed=fitting.seed,
+            classes=classes,
         )
         fitting.run(task, train, batches, training_hash)
         network.to(fitting.torch_device)
-        found = {part: score_chips(network, scale, data[part]) for part in _PARTS[1:] if part in data}
+        found = {part: score_chips(network, scale, data[part], classes) for part in _PARTS[1:] if part in data}
         network.cpu()
     weights = "encoder with RANDOM weights at the start" if origin.kind == "random" else f"encoder from {origin.name}"
     made = ModelBundle(
@@ -170,7 +191,7 @@ def train_detector(
         size=train.chip_size,
         resolution=train.resolution,
         task="detection",
-        classes=(CROWN,),
+        classes=names,
         training_hash=training_hash,
         name=fitting.name or f"crowns by {backbone}",
         description=f"crowns from {len(train)} chips of {train.chip_size} pixels of {train.resolution:g} m; "
@@ -179,6 +200,7 @@ def train_detector(
             json.dumps(
                 {
                     "chips": {part: len(one) for part, one in data.items()},
+                    "unnamed_chips": len(parts["train"]) - len(train),
                     "encoder": weights,
                     "settings": settings,
                     "scores": {part: _finite(one._asdict()) for part, one in found.items()},
@@ -197,12 +219,14 @@ def train_detector(
     return made
 
 
-def detector_bytes(backbone: str, bands: int, *, masks: bool, channels: int, frozen_norm: bool) -> int:
+def detector_bytes(
+    backbone: str, bands: int, *, masks: bool, channels: int, frozen_norm: bool, num_classes: int = 1
+) -> int:
     """Bytes of the weights of a detector, without its memory and without touching the random numbers.
 
     Parameters
     ----------
-    backbone, masks, channels, frozen_norm
+    backbone, masks, channels, frozen_norm, num_classes
         As of `geoeco.models.crown_detector.CrownDetector`.
     bands : int
 
@@ -212,7 +236,9 @@ def detector_bytes(backbone: str, bands: int, *, masks: bool, channels: int, fro
         As of `geoeco.models.crown_detector.CrownDetector`.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        network = CrownDetector(backbone, bands, masks, channels=channels, frozen_norm=frozen_norm)
+        network = CrownDetector(
+            backbone, bands, masks, channels=channels, frozen_norm=frozen_norm, num_classes=num_classes
+        )
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 
@@ -257,6 +283,38 @@ def _parts(store: str | Path) -> dict[str, list[int]]:
             code="empty-split",
         )
     return {part: samples for part, samples in parts.items() if samples}
+
+
+def _classes(store: str | Path, species: Mapping[int, str] | None) -> tuple[tuple[str, ...], dict[int, int] | None]:
+    """Names of the classes, and the number of each crown's class where there are several."""
+    if species is None:
+        return (CROWN,), None
+    names = tuple(str(name) for name in open_uav_chips(str(store)).attrs["crown_classes"])
+    foreign = sorted({name for name in species.values() if name not in names})
+    if foreign or not names:
+        raise InputError(
+            f"the chips know no species {foreign[0]!r}" if foreign else "the chips know no species of their crowns",
+            where=str(store),
+            what_to_do="make them of the same crowns, with crown_class",
+            code="classes",
+        )
+    return names, {number: names.index(name) for number, name in species.items()}
+
+
+def _named_chips(data: DetectionDataset, classes: Mapping[int, int]) -> DetectionDataset:
+    """Chips all of whose crowns have a class: one without would be learned as ground."""
+    known = np.array([0, *classes])
+    kept = [
+        sample for position, sample in enumerate(data.samples) if np.isin(data.stored_instance(position), known).all()
+    ]
+    if not kept:
+        raise InputError(
+            "each chip for training shows a crown without a species",
+            where=data.store,
+            what_to_do="give all crowns a species, or learn crowns alone",
+            code="empty-split",
+        )
+    return DetectionDataset(data.store, kept)
 
 
 def _finite(scores: dict[str, Any]) -> dict[str, float | None]:

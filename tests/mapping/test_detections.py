@@ -31,14 +31,16 @@ CROWNS = (
     (90, 187, 9),
     (140, 150, 9),
 )
+#: Pixels of a disc with a radius of 9, and some more.
+LARGE = 270
 
 
 class Bright(torch.nn.Module):
     """A detector without a fault: whatever is bright and hangs together is an object."""
 
-    def __init__(self, masks: bool = True) -> None:
+    def __init__(self, masks: bool = True, sorts: bool = False) -> None:
         super().__init__()
-        self.masks = masks
+        self.masks, self.sorts = masks, sorts
         self.one = torch.nn.Parameter(torch.ones(1))
 
     def detect(self, images):
@@ -50,7 +52,9 @@ class Bright(torch.nn.Module):
             for box, mask in zip(boxes, masks, strict=True):
                 y, x = torch.nonzero(mask, as_tuple=True)
                 box[:] = torch.stack([x.min(), y.min(), x.max() + 1, y.max() + 1])
-            found.append(FoundObjects(boxes, torch.full((count,), 0.9), masks if self.masks else None))
+            scores = torch.full((count,), 0.9)
+            labels = (masks.sum((1, 2)) > LARGE).long() if self.sorts else torch.zeros(count, dtype=torch.long)
+            found.append(FoundObjects(boxes, scores, labels, masks if self.masks else None))
         return found
 
 
@@ -146,6 +150,14 @@ def test_an_overlap_smaller_than_a_crown_loses_it_and_its_size_is_told(mosaic):
     assert found.attrs["n_cut"] > 0
     whole = detect_crowns(mosaic, bundle(), overlap_m=2.2)
     assert whole.attrs["largest_m"] == pytest.approx(2.0, abs=0.11)
+
+
+def test_each_crown_has_the_class_that_its_tile_gave_it(mosaic):
+    model = bundle(module=Bright(sorts=True), classes=("small", "large"))
+    found = detect_crowns(mosaic, model, overlap_m=2.2)
+    pixels = shapely.area(found.geometry.to_numpy()) / GSD**2
+    assert found["class"].tolist() == np.where(pixels > LARGE, "large", "small").tolist()
+    assert (found["class"] == "large").sum() == 2
 
 
 def test_boxes_are_crowns_of_a_network_without_masks(mosaic):

@@ -77,13 +77,16 @@ def test_images_are_not_resized_and_one_does_not_change_another():
     assert float(together.boxes[:, 1::2].max()) <= 48
 
 
-def test_every_weight_of_the_network_is_learned():
-    network = detector().train()
+@pytest.mark.parametrize("masks", [True, False])
+def test_every_weight_of_a_network_with_classes_is_learned(masks):
+    network = detector(masks=masks, num_classes=3, boxes=8).train()
     images = torch.rand(2, 4, 32, 32, generator=torch.Generator().manual_seed(1))
     instance = torch.zeros(2, 32, 32, dtype=torch.int32)
     instance[0, 4:16, 6:20] = 1
     torch.manual_seed(0)
-    network.losses(images, [chip_targets(one) for one in instance]).backward()
+    targets = [chip_targets(one, masks=masks, classes={1: 2}) for one in instance]
+    assert targets[0]["labels"].tolist() == [3]
+    network.losses(images, targets).backward()
     without = [name for name, value in network.named_parameters() if value.grad is None]
     assert without == []
 
@@ -101,6 +104,8 @@ def test_weights_that_were_learned_elsewhere_keep_their_normalisation():
         ({"anchors": "4,8,a,16,32"}, "anchors"),
         ({"channels": 12}, "channels"),
         ({"in_channels": 0}, "bands"),
+        ({"num_classes": 0}, "classes"),
+        ({"boxes": 3}, "boxes"),
     ],
 )
 def test_arguments_out_of_range_are_refused(changes, message):

@@ -21,7 +21,7 @@ from geoeco.sensors.orthomosaic import describe_orthomosaic  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.training import ModelBundle  # noqa: E402
 from tests.outputs.stac_schemas import schema_errors  # noqa: E402
-from tests.steps.crown_world import CRS, LEFT, TOP, draw_world  # noqa: E402
+from tests.steps.crown_world import CRS, LEFT, SPECIES, TOP, draw_world  # noqa: E402
 
 RECIPE = """
 geoeco: 1
@@ -33,16 +33,20 @@ steps:
   - verb: uav_chips
     mosaic: mosaic
     kind: grid
-    chip_m: 4.8
-    overlap_m: 3.6
+    chip_m: 6.4
+    overlap_m: 3.2
     crowns: crowns
+    crown_class: species
     split: {areas: areas}
   - verb: train_detector
     backbone: resnet10t
-    channels: 32
+    channels: 8
+    boxes: 16
+    most: 8
+    species: true
     anchors_m: [1, 1.5, 2, 3, 4]
-    epochs: 2
-    batch: 2
+    epochs: 1
+    batch: 4
     lr: 0.002
     device: cpu
 """
@@ -98,7 +102,8 @@ def test_a_run_leaves_a_bundle_its_scores_and_the_crowns_in_the_manifest(run):
     assert bundle.task == "detection"
     assert "RANDOM" in bundle.notes["encoder"]
     scores = json.loads(run.store.read_bytes("train_detector/evaluation.json"))
-    assert {row["split"] for row in scores if row["metric"] == "ap50"} <= {"val", "test"}
+    assert {row["metric"] for row in scores} >= {"ap50", "class_accuracy"}
+    assert {row["split"] for row in scores} == {"test"}
 
 
 def test_a_crown_has_its_height_its_area_and_its_mosaic(crowns, folder):
@@ -111,6 +116,7 @@ def test_a_crown_has_its_height_its_area_and_its_mosaic(crowns, folder):
     assert np.allclose(crowns["area_m2"], crowns.area, rtol=1e-3)
     assert set(crowns["source"]) == {"mosaic.tif"}
     assert crowns["score"].between(0.05, 1).all()
+    assert set(crowns["class"]) <= set(SPECIES)
 
 
 def test_the_json_has_the_numbers_and_the_pixels_of_the_table(run, crowns):
@@ -136,7 +142,8 @@ def test_neither_the_tasks_nor_the_library_change_a_crown(run, crowns, folder, t
     ("old", "new", "message"),
     [
         ("kind: grid", "kind: crown", "cut round crowns"),
-        ("    crowns: crowns\n", "", "have no crowns"),
+        ("    crowns: crowns\n    crown_class: species\n", "", "do not say which crown"),
+        ("    crown_class: species\n", "", "do not say which crown"),
         ("resnet10t", "vit_tiny", "no residual network"),
         ("[1, 1.5, 2, 3, 4]", "[1, 2]", "five ascending"),
         ("bundle: train_detector", "bundle: uav_chips", "makes no model"),
