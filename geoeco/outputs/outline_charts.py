@@ -14,7 +14,7 @@ import shapely
 
 from geoeco.errors import InputError
 from geoeco.outputs.classes import ClassTable
-from geoeco.outputs.preview import save_figure
+from geoeco.outputs.preview import save_figure, shown_name
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -25,6 +25,8 @@ _DPI = 100
 #: What is written in the legend for rows without a value.
 _UNKNOWN = "not known"
 _GREY = "#bbbbbb"
+#: Height of a line of the legend, dots.
+_LEGEND_LINE = 18
 
 
 def outline_chart(
@@ -51,8 +53,8 @@ def outline_chart(
     path : path-like
         ``.png``; replaced in one step. The same input gives the same bytes.
     column : str, optional
-        With text; its values get a colour each and a legend with their numbers of rows. All outlines are alike when
-        not given.
+        With text; its values get a colour each and a legend with their numbers of rows, the commonest ones first where
+        there are more than it has room for. All outlines are alike when not given.
     colours : mapping of str to str, optional
         ``"#rrggbb"`` of values; the palette of class maps, in alphabetical order, when not given.
     title : str
@@ -84,7 +86,14 @@ def outline_chart(
     palette = _palette([name for name in names if name != _UNKNOWN], colours)
     aspect = (top - bottom) / (right - left)
     wide, high = (size, size * aspect) if aspect <= 1 else (size / aspect, size)
-    legend = 0.0 if column is None else 0.6 + 0.075 * max(map(len, names), default=0)
+    counts = {name: int((values == name).sum()) for name in names}
+    listed = sorted(sorted(names, key=lambda name: (-counts[name], name))[: max(1, int(high / _LEGEND_LINE) - 2)])
+    labels = [f"{shown_name(name)} ({counts[name]})" for name in listed]
+    handles = [Line2D([], [], color=palette.get(name, _GREY), linewidth=3) for name in listed]
+    if len(listed) < len(names):
+        labels.append(f"and {len(names) - len(listed)} more")
+        handles.append(Line2D([], [], linestyle="none"))
+    legend = 0.0 if column is None else 0.6 + 0.075 * max(map(len, labels), default=0)
     figure = Figure(figsize=(wide / _DPI + legend + 0.2, high / _DPI + 0.6), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(image, extent=(left, right, bottom, top), interpolation="nearest")
@@ -98,8 +107,6 @@ def outline_chart(
     axes.set_yticks([])
     axes.set_title(title, fontsize=10)
     if column is not None:
-        handles = [Line2D([], [], color=palette.get(name, _GREY), linewidth=3) for name in names]
-        labels = [f"{name} ({int((values == name).sum())})" for name in names]
         figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     return save_figure(figure, path)
 
@@ -110,14 +117,14 @@ def _texts(values: Any) -> npt.NDArray[np.object_]:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+    return value is None or (isinstance(value, float) and math.isnan(value)) or not str(value).strip()
 
 
 def _palette(names: list[str], colours: Mapping[str, str] | None) -> dict[str, str]:
     if not names:
         return {}
-    # a table of classes has names that are not empty
-    table = ClassTable.of({code: name or "all" for code, name in enumerate(names)})
+    # for its colours
+    table = ClassTable.of([f"class {number}" for number in range(len(names))])
     given = dict(colours or {})
     return {name: given.get(name, entry.hex) for name, entry in zip(names, table, strict=True)}
 

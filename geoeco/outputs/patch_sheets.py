@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from geoeco.errors import InputError
 from geoeco.outputs.classes import ClassTable
-from geoeco.outputs.preview import save_figure
+from geoeco.outputs.preview import save_figure, shown_name
 
 __all__ = ["framed_patches", "patch_sheet"]
 
@@ -111,9 +111,9 @@ def patch_sheet(
         box = (column * cell + 0.06, high - 0.45 - (row + 1) * cell + 0.02, cell - 0.12, cell - 0.22)
         axes = figure.add_axes((box[0] / wide, box[1] / high, box[2] / wide, box[3] / high))
         axes.imshow(framed_patches(picture, codes, patch, table), interpolation="nearest")
-        axes.set_title(caption, fontsize=8, pad=3)
+        axes.set_title(shown_name(caption), fontsize=8, pad=3)
         axes.axis("off")
-    handles = [Patch(color=entry.hex, label=entry.name) for entry in table]
+    handles = [Patch(color=entry.hex, label=shown_name(entry.name)) for entry in table]
     figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 2 * columns), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10, y=1 - 0.12 / high, va="top")
     return save_figure(figure, path)

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["quicklook"]
+__all__ = ["quicklook", "save_figure", "shown_name"]
 
 Array = npt.NDArray[Any]
 
 _MISSING = "#f0f0f0"
 _DPI = 100
+#: Characters of a name in a picture.
+_LONGEST = 40
 # of the surface of a sphere of mean Earth radius, per degree
 _METRES_PER_DEGREE = 111_195.0
 
@@ -103,6 +105,12 @@ def quicklook(
     if scale_bar:
         _draw_scale_bar(axes, raster, width)
     return save_figure(figure, path)
+
+
+def shown_name(name: str) -> str:
+    """A name as pictures show it: on one line, and cut where it is too long for a legend."""
+    line = " ".join(name.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1].rstrip()}…"
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -206,7 +214,9 @@ def _draw_classes(axes: Axes, raster: dict[str, Any]) -> None:
         picture[(codes == entry.code).filled(False)] = entry.colour
     axes.imshow(picture, interpolation="nearest")
     shown = [entry for entry in table if entry.code in present]
-    handles = [Patch(facecolor=entry.hex, edgecolor="#404040", linewidth=0.5, label=entry.name) for entry in shown]
+    handles = [
+        Patch(facecolor=entry.hex, edgecolor="#404040", linewidth=0.5, label=shown_name(entry.name)) for entry in shown
+    ]
     if handles:
         axes.legend(
             handles=handles[:30],
@@ -215,7 +225,7 @@ def _draw_classes(axes: Axes, raster: dict[str, Any]) -> None:
             borderaxespad=0,
             frameon=False,
             fontsize=8,
-            title=table.name,
+            title=shown_name(table.name),
             title_fontsize=8,
         )
 
