@@ -114,7 +114,7 @@ print({name: int((sets == name).sum()) for name in ("train", "val", "test")})
 # learns all that it knows.
 
 # %%
-settings = {"batch": 16, "at_once": 16, "schedule": "constant", "device": "cpu"}
+settings = {"schedule": "constant", "device": "cpu"}
 settings |= {
     "cross_entropy": 1.0,
     "dice": 0.0,
@@ -124,19 +124,11 @@ settings |= {
     "colour": 0.0,
 }
 store = str(folder / "uav.zarr")
+dwff = {"network": "dwff", "arguments": {"backbone": "test_vit"}, "lr": 3e-4, "epochs": 16, "batch": 16, "at_once": 16}
+stack = {"network": "conv_stack", "arguments": {"layers": 5, "width": 16}, "lr": 5e-3, "epochs": 16, "batch": 8}
 bundles = {
-    "DWFF-Net": geoeco.training.train_segmentation(
-        store, folder / "dwff", network="dwff", arguments={"backbone": "test_vit"}, lr=3e-4, epochs=16, **settings
-    ),
-    "convolutions": geoeco.training.train_segmentation(
-        store,
-        folder / "conv",
-        network="conv_stack",
-        arguments={"layers": 5, "width": 24},
-        lr=5e-3,
-        epochs=24,
-        **settings,
-    ),
+    "DWFF-Net": geoeco.training.train_segmentation(store, folder / "dwff", **dwff, **settings),
+    "convolutions": geoeco.training.train_segmentation(store, folder / "conv", **stack, at_once=8, **settings),
 }
 print(bundles["DWFF-Net"].description)
 
