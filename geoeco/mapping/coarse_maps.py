@@ -26,6 +26,7 @@ from geoeco.mapping.map_layers import NODATA, RESOLUTION_TOLERANCE, check_classe
 from geoeco.mapping.sources import Pixels, pixels_of
 from geoeco.models import SeasonPredictor
 from geoeco.training import ModelBundle
+from geoeco.training.allocator import freed_memory_kept
 from geoeco.training.weak_labels import MIN_SHARE, Templates, patch_grid
 from geoeco.variables import class_flags, describe
 
@@ -126,6 +127,7 @@ class CoarseMapper:
         lattice = Lattice(pixels.geobox, window=bundle.size, stride=bundle.size, side=side)
         return cls(pixels, bundle, templates, lattice, min_share, threads)
 
+    @freed_memory_kept()
     def cells(self, rows: Span, columns: Span) -> dict[str, npt.NDArray[Any]]:
         """Map some cells.
 

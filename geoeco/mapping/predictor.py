@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from geoeco.errors import InputError, OutputError
-from geoeco.mapping.allocator import freed_memory_kept
 from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.lattice import Span
 from geoeco.mapping.map_layers import NODATA, OUTPUTS
 from geoeco.mapping.networks import Member
 from geoeco.mapping.sources import Pixels
 from geoeco.mapping.tiling import Tiling
+from geoeco.training.allocator import freed_memory_kept
 
 __all__ = ["Predictor"]
 
@@ -97,6 +97,7 @@ class Predictor:
         place = {band: at for at, band in enumerate(self.pixels.bands)}
         return tuple(tuple(place[band] for band in member.bundle.bands) for member in self.members)
 
+    @freed_memory_kept()
     def block(self, y: Span, x: Span) -> dict[str, npt.NDArray[Any]]:
         """Map some rows and columns of pixels.
 
@@ -120,11 +121,7 @@ class Predictor:
         made = self.empty(y, x)
         windows = 0
         rows, cols = list(self.tiling.rows_of_batches(y)), list(self.tiling.batches(x))
-        with (
-            fixed_arithmetic(self.threads),
-            freed_memory_kept(),
-            ThreadPoolExecutor(1, "geoeco-read") as reader,
-        ):
+        with fixed_arithmetic(self.threads), ThreadPoolExecutor(1, "geoeco-read") as reader:
             batches = self._ahead(reader, rows, cols)
             canvas: _Canvas | None = None
             for at, row in enumerate(rows):

@@ -22,6 +22,7 @@ from geoeco.errors import InputError, OutputError
 from geoeco.mapping.devices import fixed_arithmetic
 from geoeco.mapping.lattice import Lattice, Span
 from geoeco.training import ModelBundle
+from geoeco.training.allocator import freed_memory_kept
 from geoeco.training.chip_dataset import NDVI, ndvi_of
 
 __all__ = ["Combine", "Embedder", "Read"]
@@ -138,6 +139,7 @@ class Embedder:
         """
         return cls(_reader(composites), tuple(bands), lattice, bundle, **more)
 
+    @freed_memory_kept()
     def block(
         self, rows: Span, cols: Span, derive: Callable[[Floats], Mapping[str, npt.NDArray[Any]]] | None = None
     ) -> dict[str, npt.NDArray[Any]]:

@@ -1,9 +1,8 @@
-"""Memory that a network frees is kept for its next pass, where the C library lets itself be told so.
+"""Memory that a network frees is kept for its next pass or step, where the C library lets itself be told so.
 
-The activations of a window are arrays of tens of megabytes. The GNU C library takes each from the operating system and
-gives it back when it is freed, and the system clears its pages anew for every layer of every window: of a U-Net with a
-ResNet-18 on windows of 512 pixels, a tenth of the processor's time (docs/benchmarks.md). This is about time only: what
-is computed is the same with and without it.
+Activations are arrays of tens of megabytes. The GNU C library takes each from the operating system and gives it back
+when it is freed, and the system clears its pages anew for every layer of every pass: of a U-Net with a ResNet-18, a
+tenth of the time (docs/benchmarks.md). This is about time only: what is computed is the same with and without it.
 """
 
 from __future__ import annotations

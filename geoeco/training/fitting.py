@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from geoeco.errors import InputError, OutputError
+from geoeco.training.allocator import freed_memory_kept
 from geoeco.training.checkpoints import CheckpointFiles, LearningCurve, find_checkpoint
 from geoeco.training.datamodule import ChipDataModule
 from geoeco.training.samplers import LocationBatches
@@ -192,6 +193,7 @@ class Watch(Callback):
     stopped: bool = False
 
 
+@freed_memory_kept()
 def fit(
     task: LightningModule,
     data: ChipDataModule,

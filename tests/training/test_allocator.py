@@ -16,7 +16,7 @@ SIZE = 96 * 2**20
 BEFORE = f"""
 import ctypes, json, resource, threading
 from pathlib import Path
-from geoeco.mapping.allocator import freed_memory_kept
+from geoeco.training.allocator import freed_memory_kept
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
