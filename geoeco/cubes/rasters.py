@@ -8,6 +8,7 @@ Not for time stacks of reflectance (`geoeco.cubes.template`, `write_block`) and 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from typing import Any
 
@@ -189,6 +190,11 @@ def write_rasters(store: str, block: xr.Dataset, y: tuple[int, int], x: tuple[in
         values = _encode(block[name])
         array = _array(group, name)
         window = (..., slice(*y), slice(*x))
+        for place in itertools.product(*(_cut_shards(*span, shard) for span in (y, x))):
+            if any(beyond for _, beyond in place):
+                # zarr would read one that is there, half written or damaged, for what lies beyond the grid
+                key = "/".join((name, "c", *("0" * (values.ndim - 2)), *(str(number) for number, _ in place)))
+                Objects(store).delete(key)
         array[window] = values
         back = np.asarray(array[window])
         if back.shape != values.shape or back.tobytes() != values.tobytes():
@@ -226,6 +232,11 @@ def open_rasters(store: str, *, chunks: Any = None) -> xr.Dataset:
             decoded[str(name)] = variable
     opened: xr.Dataset = data.assign(decoded)
     return opened
+
+
+def _cut_shards(start: int, stop: int, shard: int) -> list[tuple[int, bool]]:
+    """Numbers of the shards along an axis of a block, and whether they reach beyond it."""
+    return [(at // shard, at + shard > stop) for at in range(start, stop, shard)]
 
 
 def _opened(store: str) -> zarr.Group:

@@ -89,6 +89,18 @@ def test_a_part_of_a_shard_is_refused(tmp_path: Path, y: tuple[int, int], x: tup
         write_rasters(f"{tmp_path}/r.zarr", rasters(y[1] - y[0], x[1] - x[0]), y, x)
 
 
+@pytest.mark.parametrize("left", [b"", None])
+def test_a_half_written_shard_is_written_again_at_the_edge_too(tmp_path: Path, left: bytes | None) -> None:
+    whole = written(f"{tmp_path}/r.zarr", 40)
+    shards = {path: path.read_bytes() for path in sorted(tmp_path.glob("r.zarr/*/c/**/*")) if path.is_file()}
+    shards = {path: content for path, content in shards.items() if path.parts[-4] in whole or path.parts[-5] in whole}
+    assert len(shards) == 3 * 4
+    for path, content in shards.items():
+        path.write_bytes(content[: len(content) // 2] if left is None else left)
+    assert written(f"{tmp_path}/r.zarr", 40).equals(whole)
+    assert {path: path.read_bytes() for path in shards} == shards
+
+
 def test_another_layout_is_refused(tmp_path: Path) -> None:
     create_rasters(f"{tmp_path}/r.zarr", rasters(1, 1), GRID, shard=40)
     create_rasters(f"{tmp_path}/r.zarr", rasters(9, 9), GRID, shard=40)
