@@ -6,6 +6,7 @@ One task, which goes on from its last checkpoint. Settings and bookkeeping only;
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from geoeco.steps.bundles import (
     tasks_of_model,
 )
 from geoeco.steps.crown_tables import crowns_of_chips
-from geoeco.steps.train_crowns import encoder_facts, expected_backbone
+from geoeco.steps.starting_encoders import check_size, encoder_facts, expected_backbone
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
@@ -127,17 +128,9 @@ class CrownAlignmentVerb(ModelVerb):
     def model(self, settings: CrownAlignmentSettings, context: PlanContext) -> PlannedModel:
         """The encoder of chips."""
         chips = UavChipSource.of(settings, context)
-        found = expected_backbone(settings.backbone, settings.size, chips, settings.step)
-        return PlannedModel(
-            settings.step,
-            found.bands,
-            found.units,
-            found.resolution,
-            found.size,
-            found.task,
-            found.features,
-            found.weight_bytes,
-        )
+        size = check_size(settings.size, chips, settings.step)
+        found = expected_backbone(settings.backbone, chips.bands, chips.resolution, size, settings.step)
+        return dataclasses.replace(found, name=settings.step)
 
     def run(self, settings: CrownAlignmentSettings, task: Task, context: TaskContext) -> TaskResult:
         """Align, or go on with an alignment, and put bundle, curve, scores and checkpoints into the step's folder."""

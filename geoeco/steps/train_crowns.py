@@ -16,30 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.confusion_charts import confusion_chart
-from geoeco.steps.bundles import (
-    ModelVerb,
-    PlannedModel,
-    bundle_digest,
-    bundle_url,
-    is_step,
-    planned_model,
-    tasks_of_model,
-)
+from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_url
 from geoeco.steps.model_costs import ACTIVATION_BYTES
+from geoeco.steps.starting_encoders import StartSettings, check_size, encoder_facts, planned_start, start_inputs
 from geoeco.steps.training_files import (
     GRADIENT_BYTES,
     TRAINING_LIBRARIES_BYTES,
     FittingSettings,
     TrainingFiles,
     fitting_options,
-    needs_ml,
-    outside_file,
-    sha256_of,
     trained_outputs,
 )
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
-__all__ = ["ExposureSettings", "TrainCrownsSettings", "TrainCrownsVerb", "encoder_facts", "expected_backbone"]
+__all__ = ["ExposureSettings", "TrainCrownsSettings", "TrainCrownsVerb"]
 
 #: Outliers that are held in memory, as `geoeco.training` has it.
 _MOST_OUTLIERS = 1024
@@ -63,15 +53,10 @@ class ExposureSettings(BaseModel):
         return self
 
 
-class TrainCrownsSettings(FittingSettings, UavChipSourceSettings):
+class TrainCrownsSettings(FittingSettings, StartSettings, UavChipSourceSettings):
     """What is learned, from which crowns, and how."""
 
     verb: Literal["train_crowns"] = "train_crowns"
-    encoder: RecipePath | None = Field(None, description="a crown_alignment step, or the folder of a model bundle")
-    backbone: str | None = Field(None, description="a network of timm, in place of an encoder; resnet18 if neither")
-    weights: RecipePath | None = Field(
-        None, description="of the backbone: random (if null), a name of timm's weights, or a .safetensors file"
-    )
     size: int | None = Field(None, ge=8, le=2048, description="pixels along a side that the network sees, at least")
     freeze: bool = Field(False, description="whether the encoder stays as it is and only the linear layer learns")
     min_valid: float = Field(0.5, gt=0, le=1, description="chips with a smaller valid part are not used")
@@ -92,22 +77,6 @@ class TrainCrownsSettings(FittingSettings, UavChipSourceSettings):
     outlier_exposure: ExposureSettings | None = Field(None, description="chips that hold none of the species")
     flips: bool = Field(True, description="whether crowns are mirrored at random")
     jitter: float = Field(0.1, ge=0, lt=1, description="light of a crown varies by this share at random")
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        if self.encoder is not None and not (self.backbone is None and self.weights is None):
-            raise ValueError("an encoder brings its own network and weights: leave backbone and weights out")
-        return self
-
-    @property
-    def network(self) -> str:
-        """Network of timm that is made where there is no encoder."""
-        return self.backbone or "resnet18"
-
-    @property
-    def network_weights(self) -> str:
-        """Its weights."""
-        return self.weights or "random"
 
 
 class TrainCrownsVerb(ModelVerb):
@@ -143,15 +112,12 @@ class TrainCrownsVerb(ModelVerb):
         if outliers is not None:
             payload |= {f"outlier_{key}": value for key, value in outliers.payload.items()}
             depends += outliers.depends
-        if settings.encoder is not None:
-            depends += tasks_of_model(settings.encoder, context)
-        if settings.network_weights.endswith(".safetensors"):
-            payload["weights"] = context.path(settings.network_weights)
+        start, made = start_inputs(settings, context)
         model = self.model(settings, context)
         task = Task(
             f"{settings.step}/training/all",
-            payload=payload,
-            depends=tuple(dict.fromkeys(depends)),
+            payload=payload | start,
+            depends=tuple(dict.fromkeys([*depends, *made])),
             memory_bytes=_memory(settings, model),
             bytes_out=6 * model.weight_bytes,
         )
@@ -160,19 +126,15 @@ class TrainCrownsVerb(ModelVerb):
     def model(self, settings: TrainCrownsSettings, context: PlanContext) -> PlannedModel:
         """What the bundle will be; species without a training crown will be missing from its output."""
         chips = UavChipSource.of(settings, context)
-        if settings.encoder is None:
-            source = expected_backbone(settings.network, settings.size, chips, settings.step)
-        else:
-            check_size(settings.size, chips, settings.step)
-            source = planned_model(settings.encoder, context, f"step {settings.step}: encoder")
-            _check_encoder(settings, source, chips)
+        size = check_size(settings.size, chips, settings.step)
+        source = planned_start(settings, context, chips.bands, chips.resolution, size)
         outputs = len(chips.crown_classes)
         return PlannedModel(
             name=settings.step,
             bands=chips.bands,
             units="1",
             resolution=chips.resolution,
-            size=max(settings.size or 0, source.size, chips.size),
+            size=max(size, source.size),
             task="classification",
             features=outputs,
             weight_bytes=source.weight_bytes + 4 * outputs * (source.features + 3),
@@ -245,71 +207,6 @@ class TrainCrownsVerb(ModelVerb):
             outputs.append(root.put("confusion.png", "quicklook", title=f"Confusion of species by {context.folder}"))
         stats = {name: bundle.notes[name] for name in ("crowns", "never_learned", "epochs", "best_epoch", "test")}
         return TaskResult(digest=bundle.fingerprint(), outputs=tuple(outputs), stats=stats)
-
-
-def encoder_facts(encoder: str | None, weights: str, context: PlanContext) -> dict[str, Any]:
-    """Digests of a bundle and of a file of weights that are not made in this run, for the fingerprint of a step."""
-    facts: dict[str, Any] = {}
-    if encoder is not None and not is_step(encoder, context):
-        facts["encoder"] = bundle_digest(context.path(encoder))
-    if weights.endswith(".safetensors"):
-        facts["weights"] = sha256_of(outside_file(context.path(weights)))
-    return facts
-
-
-def expected_backbone(backbone: str, size: int | None, chips: UavChipSource, step: str) -> PlannedModel:
-    """What is known of a network of timm for the bands and the size of chips.
-
-    Raises
-    ------
-    InputError
-        If there is no such network, it does not take such images, the size is smaller than the chips, or the extra is
-        not installed.
-    """
-    with needs_ml(step):
-        from geoeco.training import expect_encoder
-    check_size(size, chips, step)
-    side = size or chips.size
-    expected = expect_encoder(backbone, len(chips.bands), size=side)
-    return PlannedModel(
-        backbone, chips.bands, "1", chips.resolution, side, "embedding", expected.features, expected.weight_bytes
-    )
-
-
-def check_size(size: int | None, chips: UavChipSource, step: str) -> None:
-    """Refuse a size of which chips would have to be made smaller.
-
-    Raises
-    ------
-    InputError
-        If it is one.
-    """
-    if size is not None and size < chips.size:
-        raise InputError(
-            f"size {size} is smaller than the chips of {chips.size} pixels",
-            where=f"step {step}",
-            what_to_do="cut chips of coarser pixels (target_gsd), or leave size out",
-            code="size",
-        )
-
-
-def _check_encoder(settings: TrainCrownsSettings, source: PlannedModel, chips: UavChipSource) -> None:
-    where = f"step {settings.step}: encoder"
-    if source.task != "embedding":
-        raise InputError(
-            f"the model {settings.encoder!r} is for {source.task}, no encoder",
-            where=where,
-            what_to_do="name a crown_alignment step, or the folder of its bundle",
-            code="bundle",
-        )
-    if source.bands != chips.bands or abs(source.resolution - chips.resolution) > 1e-6 * chips.resolution:
-        raise InputError(
-            f"the encoder takes {', '.join(source.bands)} at {source.resolution:g} m, the chips have "
-            f"{', '.join(chips.bands)} at {chips.resolution:g} m",
-            where=where,
-            what_to_do="cut chips with the bands and target_gsd that it learned from",
-            code="bands",
-        )
 
 
 def _memory(settings: TrainCrownsSettings, model: PlannedModel) -> int:

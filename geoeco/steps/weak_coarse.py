@@ -18,7 +18,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from geoeco.cubes.shards import intact_shards
-from geoeco.engine import PlanContext, RecipePath, Stage, Task, TaskContext, TaskResult
+from geoeco.engine import PlanContext, Stage, Task, TaskContext, TaskResult
 from geoeco.errors import InputError
 from geoeco.outputs.chip_sheets import rgb_bytes
 from geoeco.outputs.classes import ClassTable
@@ -26,10 +26,10 @@ from geoeco.outputs.confusion_charts import confusion_chart
 from geoeco.outputs.patch_sheets import patch_sheet
 from geoeco.sampling import SceneClasses, chip_scenes, open_uav_chips, patch_classes, scene_table
 from geoeco.sensors.orthomosaic import Orthomosaic, describe_orthomosaic
-from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_url, planned_model, tasks_of_model
+from geoeco.steps.bundles import ModelVerb, PlannedModel, bundle_url
 from geoeco.steps.layers import digest_of
 from geoeco.steps.model_costs import network_bytes
-from geoeco.steps.train_crowns import encoder_facts
+from geoeco.steps.starting_encoders import StartSettings, encoder_facts, planned_start, start_inputs
 from geoeco.steps.training_files import TrainingFiles, needs_ml
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
 
@@ -50,7 +50,7 @@ _SAME_GSD = 1e-3
 _CUT_BYTES = 32
 
 
-class WeakCoarseSettings(UavChipSourceSettings):
+class WeakCoarseSettings(StartSettings, UavChipSourceSettings):
     """Which images, what their labels mean, and how patches are told apart."""
 
     unhashed: ClassVar[frozenset[str]] = frozenset({"name"})
@@ -75,11 +75,6 @@ class WeakCoarseSettings(UavChipSourceSettings):
     scale: float | None = Field(None, gt=0, description="of images: value of one stored unit, if the file says none")
     gsd_m: float | None = Field(None, gt=0, description="of images without a place: metres along a pixel")
     target_gsd: float | None = Field(None, gt=0, description="of images: metres along a pixel to read them at")
-    encoder: RecipePath | None = Field(None, description="a step that makes an encoder, or the folder of its bundle")
-    backbone: str | None = Field(None, description="a network of timm, in place of an encoder; resnet18 if neither")
-    weights: RecipePath | None = Field(
-        None, description="of the backbone: random (if null), a name of timm's weights, or a .safetensors file"
-    )
     patch: int | None = Field(None, ge=4, le=4096, description="pixels along a side of a patch")
     patch_m: float | None = Field(None, gt=0, description="metres along a side of a patch, in place of pixels")
     min_similarity: float = Field(
@@ -95,21 +90,9 @@ class WeakCoarseSettings(UavChipSourceSettings):
     def _one_of_each(self) -> Self:
         if self.images is not None and not (self.chips is None and self.store is None):
             raise ValueError("give either images (a table) or chips")
-        if self.encoder is not None and not (self.backbone is None and self.weights is None):
-            raise ValueError("an encoder brings its own network and weights: leave backbone and weights out")
         if (self.patch is None) == (self.patch_m is None):
             raise ValueError("give either patch (pixels) or patch_m (metres)")
         return self
-
-    @property
-    def network(self) -> str:
-        """Network of timm that is made where there is no encoder."""
-        return self.backbone or "resnet18"
-
-    @property
-    def network_weights(self) -> str:
-        """Its weights."""
-        return self.weights or "random"
 
     @property
     def scene(self) -> SceneClasses:
@@ -157,16 +140,12 @@ class WeakCoarseVerb(ModelVerb):
         """One task, after the chips and the encoder."""
         images = _labelled(settings, context)
         model = self.model(settings, context)
-        payload, depends = dict(images.payload), list(images.depends)
-        if settings.encoder is not None:
-            depends += tasks_of_model(settings.encoder, context)
-        if settings.network_weights.endswith(".safetensors"):
-            payload["weights"] = context.path(settings.network_weights)
+        start, made = start_inputs(settings, context)
         patches = -(-images.total // model.size**2)
         task = Task(
             f"{settings.step}/training/all",
-            payload=payload,
-            depends=tuple(dict.fromkeys(depends)),
+            payload={**images.payload, **start},
+            depends=tuple(dict.fromkeys([*images.depends, *made])),
             memory_bytes=network_bytes(model, settings.batch)
             + 3 * model.weight_bytes
             + images.reading
@@ -200,8 +179,7 @@ class WeakCoarseVerb(ModelVerb):
     def run(self, settings: WeakCoarseSettings, task: Task, context: TaskContext) -> TaskResult:
         """Learn, and put bundle, counts and a picture of the patches into the step's folder."""
         from geoeco.mapping import fixed_arithmetic
-        from geoeco.training import ModelBundle, learn_patches, start_encoder
-        from geoeco.training.confusion_files import finite_scores, write_confusions
+        from geoeco.training import ModelBundle, finite_scores, learn_patches, start_encoder, write_confusions
 
         root = TrainingFiles(context)
         images, table, left_out = _scenes(settings, task, context)
@@ -471,40 +449,8 @@ def _patch(settings: WeakCoarseSettings, resolution: float) -> int:
 
 def _source(settings: WeakCoarseSettings, context: PlanContext, images: _Labelled) -> PlannedModel:
     """Encoder as it is known when planning; refuses one that was made for other images."""
-    if settings.encoder is None:
-        with needs_ml(settings.step):
-            from geoeco.training import expect_encoder
-        patch = _patch(settings, images.resolution)
-        expected = expect_encoder(settings.network, len(images.bands), size=patch)
-        return PlannedModel(
-            settings.network,
-            images.bands,
-            "1",
-            images.resolution,
-            patch,
-            "embedding",
-            expected.features,
-            expected.weight_bytes,
-        )
-    where = f"step {settings.step}: encoder"
-    source = planned_model(settings.encoder, context, where)
-    if source.task != "embedding":
-        raise InputError(
-            f"the model {settings.encoder!r} is for {source.task}, no encoder",
-            where=where,
-            what_to_do="name a step that makes an encoder, or the folder of its bundle",
-            code="bundle",
-        )
-    differs = abs(source.resolution - images.resolution) > _SAME_GSD * images.resolution
-    if source.bands != images.bands or source.units != "1" or differs:
-        raise InputError(
-            f"the encoder takes {', '.join(source.bands)} in units of {source.units!r} at {source.resolution:g} m, the "
-            f"images have {', '.join(images.bands)} in '1' at {images.resolution:g} m",
-            where=where,
-            what_to_do="give images with the bands that it learned from, and read them at its resolution (target_gsd)",
-            code="bands",
-        )
-    return source
+    patch = _patch(settings, images.resolution)
+    return planned_start(settings, context, images.bands, images.resolution, patch, tolerance=_SAME_GSD)
 
 
 # --- what it leaves --------------------------------------------------------------------------------------------------

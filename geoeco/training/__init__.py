@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from geoeco.training.chip_dataset import ChipDataset
     from geoeco.training.closeup_pairs import CrownPairs
     from geoeco.training.confusion import ConfusionMatrix
+    from geoeco.training.confusion_files import finite_scores, write_confusions
     from geoeco.training.contrast_losses import InfoNCE, SupCon
     from geoeco.training.crown_alignment import CrownAlignment, align_crowns, gallery_scores
     from geoeco.training.crown_chips import CrownDataset, crown_table
@@ -104,6 +105,7 @@ __all__ = [
     "evaluate",
     "expect_encoder",
     "expect_segmenter",
+    "finite_scores",
     "frequency_bins",
     "gallery_scores",
     "has_gpu",
@@ -132,6 +134,7 @@ __all__ = [
     "train_segmentation",
     "trained_encoder",
     "untrained",
+    "write_confusions",
 ]
 
 _HOME = {
@@ -183,6 +186,7 @@ _HOME = {
     "evaluate": "geoeco.training.evaluation",
     "expect_encoder": "geoeco.training.expectations",
     "expect_segmenter": "geoeco.training.expectations",
+    "finite_scores": "geoeco.training.confusion_files",
     "frequency_bins": "geoeco.training.crown_scores",
     "gallery_scores": "geoeco.training.crown_alignment",
     "has_gpu": "geoeco.training.expectations",
@@ -211,6 +215,7 @@ _HOME = {
     "train_segmentation": "geoeco.training.segmentation_training",
     "trained_encoder": "geoeco.training.supervised",
     "untrained": "geoeco.training.evaluation",
+    "write_confusions": "geoeco.training.confusion_files",
 }
 
 

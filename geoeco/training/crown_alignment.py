@@ -29,7 +29,7 @@ from geoeco.models.encoder_weights import load_encoder
 from geoeco.training.bundles import ModelBundle, Normalisation
 from geoeco.training.closeup_pairs import CrownPairs, check_photos, photo_statistics, photos_of_crowns, read_photos
 from geoeco.training.contrast_losses import TEMPERATURE, InfoNCE
-from geoeco.training.crown_chips import CrownDataset, crown_table
+from geoeco.training.crown_chips import CrownDataset, crown_table, pixel_statistics
 from geoeco.training.crown_embeddings import embed_crowns
 from geoeco.training.crown_learning import PROJECTION, enlarged, relit
 from geoeco.training.crown_scores import rarity_scores
@@ -337,7 +337,7 @@ def align_crowns(
         found = load_encoder(top, weights, encoder)
         if weights != "random":
             load_encoder(near, weights, encoder)
-        scale = scale_for(found, chips)
+        scale = scale_for(found, chips.all_bands, lambda: pixel_statistics(chips))
         start = {label: value.clone() for label, value in top.state_dict().items()}
         batches = LocationBatches([f"{sample:09d}" for sample in learned["sample"]], per_step, epochs=epochs, seed=seed)
         settings = {

@@ -7,7 +7,7 @@ It reads stores of `geoeco.sampling.open_uav_chips` that hold crown chips, and n
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from geoeco.training.bundles import Normalisation
 from geoeco.training.chip_dataset import Draw
 from geoeco.training.stored_chips import StoredChips
 
-__all__ = ["CrownDataset", "crown_table", "pixel_statistics"]
+__all__ = ["CrownDataset", "band_moments", "crown_table", "pixel_statistics"]
 
 #: What a crown is of that nobody named.
 UNKNOWN = ""
@@ -180,17 +180,9 @@ def pixel_statistics(data: CrownDataset) -> Normalisation:
     InputError
         If no pixel is valid, or a band is the same everywhere.
     """
-    pixels, total, squares = 0, np.zeros(len(data.all_bands)), np.zeros(len(data.all_bands))
-    for position in range(len(data)):
-        image, valid = data.stored_chip(position)
-        values = image[:, valid].astype(np.float64) * data.scale
-        pixels += values.shape[1]
-        total += values.sum(axis=1)
-        squares += (values * values).sum(axis=1)
-    if not pixels:
-        raise InputError("no pixel of the chips is valid", where=data.store, code="no-locations")
-    mean = total / pixels
-    spread = np.sqrt(np.maximum(squares / pixels - mean**2, 0.0))
+    parts = (data.stored_chip(position) for position in range(len(data)))
+    values = (image[:, valid].astype(np.float64) * data.scale for image, valid in parts)
+    mean, spread = band_moments(values, len(data.all_bands), data.store)
     # a constant band leaves rounding errors
     constant = [name for name, value in zip(data.all_bands, spread, strict=True) if not value > 1e-7]
     if constant:
@@ -200,3 +192,37 @@ def pixel_statistics(data: CrownDataset) -> Normalisation:
             what_to_do="leave it out: a model learns nothing from it",
         )
     return Normalisation(tuple(map(float, mean)), tuple(map(float, spread)))
+
+
+def band_moments(
+    parts: Iterable[npt.NDArray[np.float64]], bands: int, where: str = ""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Mean and standard deviation of each band over the pixels of all images.
+
+    Parameters
+    ----------
+    parts : iterable of numpy.ndarray
+        Of each image ``(band, pixel)``, those that are valid.
+    bands : int
+    where : str
+        For the message.
+
+    Returns
+    -------
+    mean, spread : numpy.ndarray
+        ``(band,)``.
+
+    Raises
+    ------
+    InputError
+        If there is no pixel.
+    """
+    pixels, total, squares = 0, np.zeros(bands), np.zeros(bands)
+    for values in parts:
+        pixels += values.shape[1]
+        total += values.sum(axis=1)
+        squares += (values * values).sum(axis=1)
+    if not pixels:
+        raise InputError("no pixel of the images is valid", where=where, code="no-locations")
+    mean = total / pixels
+    return mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0.0))

@@ -29,7 +29,7 @@ from geoeco.models import SeasonPredictor, create_backbone
 from geoeco.models.encoder_weights import EncoderWeights, load_encoder
 from geoeco.training.bundles import ModelBundle
 from geoeco.training.contrast_losses import TEMPERATURE
-from geoeco.training.crown_chips import CrownDataset, crown_table
+from geoeco.training.crown_chips import CrownDataset, crown_table, pixel_statistics
 from geoeco.training.crown_embeddings import embed_crowns
 from geoeco.training.crown_learning import CrownPrediction, enlarged
 from geoeco.training.crown_scores import rarity_details, rarity_scores
@@ -277,9 +277,10 @@ def train_crowns(
         found = EncoderWeights("later")
         if bundle is not None:
             network.load_state_dict(bundle.module.state_dict())
+            scale = bundle.normalisation
         else:
             found = load_encoder(network, weights, str(arguments["name"]))
-        scale = bundle.normalisation if bundle is not None else scale_for(found, data["train"])
+            scale = scale_for(found, bands, lambda: pixel_statistics(data["train"]))
         model = SeasonPredictor(network, len(known.classes), "single-label")
         by_class = _class_weights(class_weights, known.learned)
         batches = LocationBatches([f"{s:09d}" for s in train_samples], per_step, epochs=epochs, seed=seed)

@@ -19,8 +19,9 @@ from geoeco.models import create_backbone
 from geoeco.models.encoder_weights import load_encoder
 from geoeco.sensors.orthomosaic import Orthomosaic
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.crown_chips import CrownDataset
+from geoeco.training.crown_chips import CrownDataset, band_moments
 from geoeco.training.expectations import expect_encoder
+from geoeco.training.starting_encoders import scale_for
 
 __all__ = ["ChipScenes", "FileScenes", "Scenes", "start_encoder"]
 
@@ -168,8 +169,7 @@ def start_encoder(backbone: str, weights: str, images: Scenes, size: int, *, see
         torch.manual_seed(seed)
         network = create_backbone(backbone, len(bands))
     found = load_encoder(network, weights, backbone)
-    own = not (found.mean and len(found.mean) == len(bands))
-    scale = _statistics(images) if own else Normalisation(found.mean, found.std)
+    scale = scale_for(found, bands, lambda: _statistics(images))
     random = found.kind == "random"
     facts = f"{backbone}|{seed if random else found.sha256}|{bands}|{scale.mean}|{scale.std}"
     return ModelBundle(
@@ -188,16 +188,8 @@ def start_encoder(backbone: str, weights: str, images: Scenes, size: int, *, see
 
 def _statistics(images: Scenes) -> Normalisation:
     """Mean and standard deviation of each band over the valid pixels of all images."""
-    pixels, total, squares = 0, np.zeros(len(images.bands)), np.zeros(len(images.bands))
-    for image, valid, _ in images:
-        values = image[:, valid].astype(np.float64)
-        pixels += values.shape[1]
-        total += values.sum(axis=1)
-        squares += (values * values).sum(axis=1)
-    if not pixels:
-        raise InputError("no pixel of the images is valid", code="no-locations")
-    mean = total / pixels
-    spread = np.sqrt(np.maximum(squares / pixels - mean**2, 0.0))
+    values = (image[:, valid].astype(np.float64) for image, valid, _ in images)
+    mean, spread = band_moments(values, len(images.bands))
     # a band that is the same everywhere says nothing; rounding leaves a little
     spread = np.where(spread > 1e-7, spread, 1.0)
     return Normalisation(tuple(map(float, mean)), tuple(map(float, spread)))

@@ -5,13 +5,12 @@ Which weights there are, and reading them, is `geoeco.models.encoder_weights`'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from geoeco.errors import InputError
 from geoeco.models.encoder_weights import EncoderWeights
 from geoeco.training.bundles import ModelBundle, Normalisation
-from geoeco.training.crown_chips import CrownDataset, pixel_statistics
 
 __all__ = ["encoder_arguments", "origin_of", "scale_for"]
 
@@ -54,8 +53,8 @@ def origin_of(
     return {"network": arguments["name"], **start, "how": "frozen" if freeze else "tuned"}
 
 
-def scale_for(weights: EncoderWeights, chips: CrownDataset) -> Normalisation:
-    """Scaling of the bands that weights were learned with, where they have one for these; that of the chips else."""
-    if weights.mean and len(weights.mean) == len(chips.all_bands):
+def scale_for(weights: EncoderWeights, bands: Sequence[str], measured: Callable[[], Normalisation]) -> Normalisation:
+    """Scaling of the bands that weights were learned with, where they have one for these; what is measured else."""
+    if weights.mean and len(weights.mean) == len(bands):
         return Normalisation(weights.mean, weights.std)
-    return pixel_statistics(chips)
+    return measured()
