@@ -41,6 +41,11 @@ def test_trees_and_water_are_found_where_they_are_within_the_planned_memory(tmp_
         share = float((found[sure] == number).mean())
         print(f"{name}: {share:.0%} of {int(sure.sum())} patches")
         assert share > 0.6
+    rows = json.loads((tmp_path / "run/weak_coarse/evaluation.json").read_text())
+    accuracy = {row["split"]: row["mean"] for row in rows if row["metric"] == "accuracy"}
+    print(f"patches of chips that were not learned from: {accuracy}")
+    assert set(accuracy) == {"val", "test"}
+    assert min(accuracy.values()) > 0.6
     planned = Recipe.load(tmp_path / "weak_coarse.yaml", settings=settings).plan()
     bounds = {task.id: task.memory_bytes for task in planned.tasks if "coarse" in task.id}
     for name, bound in bounds.items():
