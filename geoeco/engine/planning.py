@@ -126,7 +126,8 @@ class Plan:
                 f"a worker would need up to {megabytes(need)} but has {megabytes(limit)}"
                 + (f" for {threads} tasks at a time" if threads > 1 else ""),
                 where=largest.id,
-                what_to_do="make grid.block smaller, use fewer workers on this machine, or raise --memory-limit",
+                what_to_do=f"{largest.less_memory or 'make grid.block smaller'}, use fewer workers on this machine, or "
+                "raise --memory-limit",
                 code="memory",
             )
 

@@ -100,6 +100,9 @@ class Task:
     resources : mapping
         What it takes of a Dask worker's resources, as ``{"GPU": 1}``; it runs only where they are. No part of the
         task's key.
+    less_memory : str
+        What the recipe can say so that the task takes less memory, where smaller blocks do not help. No part of the
+        task's key.
     """
 
     id: str
@@ -111,6 +114,7 @@ class Task:
     block: tuple[int, int] | None = None
     items: tuple[str, ...] = ()
     resources: Mapping[str, float] = field(default_factory=dict)
+    less_memory: str = ""
 
     def __post_init__(self) -> None:
         parts = self.id.split("/")

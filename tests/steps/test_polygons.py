@@ -15,12 +15,13 @@ import pytest
 import rasterio
 import shapely
 import xarray as xr
+from affine import Affine
 from PIL import Image
 from pystac.extensions.table import TableExtension
 from rasterio.features import rasterize
 
 from geoeco.cubes import open_rasters
-from geoeco.errors import InputError
+from geoeco.errors import ClusterError, InputError
 from geoeco.mapping import class_polygons
 from geoeco.steps import polygons
 from tests.mapping.mosaics import CODES, NAMES
@@ -178,6 +179,26 @@ def test_the_last_task_is_planned_for_the_outlines_of_the_whole_map(place: Path)
 
     # the larger the regions, the fewer corners; simpler outlines take all of them at once
     assert planned(", min_area_m2: 100") < planned("") < planned(", simplify_m: 0.2")
+
+
+def test_a_map_whose_outlines_do_not_fit_says_what_makes_them_fewer(place: Path, tmp_path: Path):
+    def refused(polygons: str) -> str:
+        plan = recipe(tmp_path, f"bundle: {place / 'bundle'}", grid="like: mosaic, block: 2000", more=polygons).plan()
+        largest = max(plan.tasks, key=lambda task: task.memory_bytes)
+        assert largest.id == "polygons/table/all"
+        with pytest.raises(ClusterError, match="would need up to") as caught:
+            plan.check_memory(plan.peak_memory_bytes - 1)
+        return str(caught.value.what_to_do)
+
+    # nothing of it is read for a plan
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint8", "crs": "EPSG:32652", "photometric": "RGB"}
+    place_of_it = {"transform": Affine(0.1, 0, 500_000, 0, -0.1, 5_300_000), "width": 14_000, "height": 14_000}
+    with rasterio.open(tmp_path / "mosaic.tif", "w", sparse_ok=True, **profile, **place_of_it):
+        pass
+    # four times as large regions, half as many corners: of 250 pixels in the mean it is planned for, 0.01 m2 each
+    assert refused("  - {verb: polygons}").startswith("set min_area_m2 of polygons to 10, which halves the outlines")
+    assert refused("  - {verb: polygons, min_area_m2: 8}").startswith("set min_area_m2 of polygons to 32, ")
+    assert refused("  - {verb: polygons, simplify_m: 0.2}").startswith("leave simplify_m out, set min_area_m2")
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
