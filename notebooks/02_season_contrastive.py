@@ -26,12 +26,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import rasterio.warp
+import torch
 from sklearn.manifold import TSNE
 from sklearn.metrics import roc_auc_score
 
 import geoeco
 
 logging.disable(logging.WARNING)
+torch.set_num_threads(1)
 
 # %% [markdown]
 # ## A world, a cube, and chips of each season
