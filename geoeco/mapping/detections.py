@@ -26,6 +26,7 @@ from geoeco.sampling.mosaic_windows import grid_windows, pixels_across
 from geoeco.sensors.height_models import HeightModel, heights_within
 from geoeco.sensors.orthomosaic import Orthomosaic
 from geoeco.training import ModelBundle
+from geoeco.training.allocator import freed_memory_kept
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -140,6 +141,7 @@ def detection_tiles(mosaic: Orthomosaic, size: int, overlap_m: float) -> Windows
     return np.stack([corner[:, 0], corner[:, 0] + size, corner[:, 1], corner[:, 1] + size], axis=1)
 
 
+@freed_memory_kept()
 def detect_tiles(
     mosaic: Orthomosaic,
     bundle: ModelBundle,
