@@ -164,9 +164,6 @@ class TrainCrownsVerb(ModelVerb):
         from geoeco.training import ModelBundle, OutlierMixing, train_crowns
 
         exposure = settings.outlier_exposure
-        outliers: str | None = task.payload.get("outlier_store")
-        if "outlier_chips" in task.payload:
-            outliers = uav_chips_of(task, context, "outlier_chips")
         root = TrainingFiles(context)
         root.fetch()
         bundle = train_crowns(
@@ -190,7 +187,7 @@ class TrainCrownsVerb(ModelVerb):
             contrast=settings.contrast,
             temperature=settings.temperature,
             exposure=None if exposure is None else OutlierMixing(exposure.op, exposure.beta, exposure.alpha),
-            outliers=outliers,
+            outliers=None if exposure is None else uav_chips_of(task, context, "outlier_"),
             flips=settings.flips,
             jitter=settings.jitter,
             **fitting_options(settings, context, root),

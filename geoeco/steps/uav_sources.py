@@ -131,10 +131,10 @@ class UavChipSource:
             )
 
 
-def uav_chips_of(task: Task, context: TaskContext, name: str = "chips") -> str:
-    """Folder or URL of the store of a task, whose payload has that of its `UavChipSource`."""
-    store: str | None = task.payload.get("store")
-    return context.store.url(f"{task.payload[name]}/{STORE}") if store is None else store
+def uav_chips_of(task: Task, context: TaskContext, prefix: str = "") -> str:
+    """Folder or URL of the store of a task, whose payload has that of its `UavChipSource`, its keys after a prefix."""
+    store: str | None = task.payload.get(f"{prefix}store")
+    return context.store.url(f"{task.payload[f'{prefix}chips']}/{STORE}") if store is None else store
 
 
 def uav_store_facts(store: str) -> list[str]:

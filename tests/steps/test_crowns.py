@@ -232,6 +232,27 @@ def test_what_does_not_fit_is_refused_when_planning(folder, settings, what):
         recipe(folder, *settings).plan()
 
 
+def test_outliers_are_the_chips_of_their_own_step_where_the_crowns_are_those_of_a_store(
+    run, folder, tmp_path, monkeypatch
+):
+    taken = []
+
+    def stopping(store, *_, **options):
+        taken.extend([store, options["outliers"]])
+        raise InputError("seen enough")
+
+    monkeypatch.setattr("geoeco.training.train_crowns", stopping)
+    steps = f"""{HEAD}
+  - {{verb: uav_chips, name: ground, mosaic: mosaic, kind: grid, chip_m: 2.4}}
+  - verb: train_crowns
+    store: {run.store.url("uav_chips/uav.zarr")}
+    outlier_exposure: {{chips: ground}}
+    device: cpu
+"""
+    done = recipe(folder, text=steps).run(tmp_path / "run")
+    assert taken == [run.store.url("uav_chips/uav.zarr"), done.store.url("ground/uav.zarr")]
+
+
 def test_a_photo_outside_the_folder_of_its_table_is_refused_when_planning(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     (other / "photos.gpkg").unlink()
