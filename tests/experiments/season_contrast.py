@@ -64,7 +64,8 @@ class Setting:
 
 #: About a third of a minute of one thread.
 SMOKE = Setting(
-    locations=200, size=32, backbone="resnet10t", epochs=8, batch=40, queue=80, folds=4, max_epochs=50, block_m=2_000_000.0,
+    locations=200, size=32, backbone="resnet10t", epochs=8, batch=40, queue=80, folds=4, max_epochs=50,
+    block_m=2_000_000.0,
 )  # fmt: skip
 #: Where there is a CUDA GPU.
 CUDA = Setting(
