@@ -36,6 +36,7 @@ from geoeco.steps.provenance import ALWAYS, item_properties, local_sources, prov
 from geoeco.steps.training_files import needs_ml
 from geoeco.steps.uav_chips import UavChipsSettings
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
+from geoeco.variables import check_class_names
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -211,6 +212,7 @@ def _check_model(settings: ClassifyCrownsSettings, model: PlannedModel, chips: U
             what_to_do="name a train_crowns step, or the folder of its bundle",
             code="bundle",
         )
+    check_class_names(model.classes, where)
     if model.bands != chips.bands or abs(model.resolution - chips.resolution) > 1e-6 * chips.resolution:
         raise InputError(
             f"the model takes {', '.join(model.bands)} at {model.resolution:g} m, the chips have "

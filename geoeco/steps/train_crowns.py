@@ -28,6 +28,7 @@ from geoeco.steps.training_files import (
     trained_outputs,
 )
 from geoeco.steps.uav_sources import UavChipSource, UavChipSourceSettings, uav_chips_of, uav_store_facts
+from geoeco.variables import check_class_names
 
 __all__ = ["ExposureSettings", "TrainCrownsSettings", "TrainCrownsVerb"]
 
@@ -107,6 +108,7 @@ class TrainCrownsVerb(ModelVerb):
                 what_to_do="name the column of the species with crown_class",
                 code="one-class",
             )
+        check_class_names(chips.crown_classes, f"step {settings.step}: species")
         payload, depends = dict(chips.payload), list(chips.depends)
         outliers = self._outliers(settings, chips, context)
         if outliers is not None:

@@ -168,6 +168,16 @@ def test_a_store_and_a_bundle_serve_outside_their_run_and_low_crowns_are_left_ou
         recipe(folder, "steps.0.crowns=null", text=text).plan()
 
 
+def test_species_that_no_file_can_name_are_known_before_the_training(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    crowns = gpd.read_file(folder / "crowns.gpkg")
+    crowns["species"] = crowns["species"].replace("birch", "birch\ufffe")
+    (other / "crowns.gpkg").unlink()
+    crowns.to_file(other / "crowns.gpkg", layer="crowns")
+    with pytest.raises(GeoecoError, match="control characters stand in the name of a class"):
+        recipe(other).plan()
+
+
 def test_settings_of_the_steps_are_those_of_the_functions():
     for function, settings, apart in (
         (train_crowns, TrainCrownsSettings, {"store", "encoder", "name", "weights"}),
