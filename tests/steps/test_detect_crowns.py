@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import geopandas as gpd
@@ -130,6 +131,8 @@ def test_neither_the_tasks_nor_the_library_change_a_crown(run, crowns, folder, t
     text = RECIPE.split("steps:")[0] + "steps:" + DETECT.replace("bundle: train_detector", f"bundle: {bundle}")
     other = Recipe.parse(text + "    tiles_per_task: 3\n", folder=str(folder)).run(tmp_path / "run")
     assert len(other.store.sizes("detect_crowns/tiles")) > 1
+    # the item of a model from elsewhere is kept, for links to lead to
+    assert "detect_crowns/model.json" in other.store.read_bytes("manifest.json").decode()
     found = other.open("detect_crowns")
     assert found.to_wkb().equals(crowns.to_wkb())
     ours = detect_crowns(
@@ -153,3 +156,9 @@ def test_what_does_not_fit_is_refused_when_it_is_planned(folder, old, new, messa
     text = (RECIPE + DETECT).replace(old, new)
     with pytest.raises((GeoecoError, RecipeError), match=message):
         Recipe.parse(text, folder=str(folder)).plan()
+
+
+def test_planning_says_when_the_extra_is_missing(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "geoeco.mapping", None)
+    with pytest.raises(GeoecoError, match=r"geoeco\[ml\]"):
+        Recipe.parse(RECIPE + DETECT, folder=str(folder)).plan()
