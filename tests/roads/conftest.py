@@ -25,10 +25,18 @@ GEOECO = str(Path(sys.executable).with_name("geoeco"))
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a world of two tiles in two UTM zones, one year, an image every ten days. Read only."""
-    folder = tmp_path_factory.mktemp("world")
-    write_s2_world(folder, seed=7, size=300, years=1, revisit_days=10)
-    return folder
+    """Folder of a world of two tiles in two UTM zones, one year, an image every ten days. Read only.
+
+    The processes of one test run share it: it takes longer to simulate than most tests that use it.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "world"
+    if not shared.exists():
+        made = tmp_path_factory.mktemp("made") / "world"
+        write_s2_world(made, seed=7, size=300, years=1, revisit_days=10)
+        with contextlib.suppress(OSError):  # another process was first
+            made.rename(shared)
+    return shared
 
 
 def copy_world(world: Path, folder: Path) -> Path:

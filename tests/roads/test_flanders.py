@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import rasterio
 
 from geoeco.cubes import open_cube
-from tests.roads.conftest import GEOECO, cluster
+from tests.roads.conftest import cluster, geoeco
 from tests.roads.flanders import GRASS, MAIZE, build_catalog, crop_types
 
 RECIPE = """
@@ -38,13 +37,7 @@ def run(real_data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_catalog(source, folder / "catalog")
     (folder / "flanders.yaml").write_text(RECIPE)
     with cluster(2, folder) as (address, _):
-        done = subprocess.run(
-            [GEOECO, "run", "flanders.yaml", "--out", "run", "--cluster", address, "-q"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = geoeco("run", "flanders.yaml", "--out", "run", "--cluster", address, "-q", folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run"
 

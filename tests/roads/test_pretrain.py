@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the extra ml")
 
-from tests.roads.conftest import copy_recipe, geoeco_alone, start, until
+from tests.roads.conftest import copy_recipe, geoeco, start, until
 
 
 def test_pretraining_from_scenes_to_a_bundle_killed_on_the_way(world: Path, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_pretraining_from_scenes_to_a_bundle_killed_on_the_way(world: Path, tmp_
     until(checkpoint.exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = geoeco_alone(*arguments, folder=tmp_path)
+    done = geoeco(*arguments, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     curve = pd.read_csv(out / "pretrain" / "logs" / "metrics.csv")
     item = json.loads((out / "pretrain" / "bundle" / "mlm.json").read_text())

@@ -14,7 +14,7 @@ from rio_cogeo import cog_validate
 from geoeco.sampling import open_chips
 from geoeco.simulate import read_truth, write_chip_world
 from geoeco.steps import Recipe
-from tests.roads.conftest import copy_recipe, geoeco_alone
+from tests.roads.conftest import copy_recipe, geoeco, geoeco_alone
 
 
 @pytest.fixture
@@ -23,9 +23,11 @@ def folder(world: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, recipe: str, *options: str) -> Path:
+def run(folder: Path, recipe: str, *options: str, alone: bool = False) -> Path:
+    """Run a recipe as it stands, `alone` in a process of its own; give the folder of the run."""
     copy_recipe(recipe, folder)
-    done = geoeco_alone("run", f"{recipe}.yaml", "--out", recipe, "--quiet", *options, folder=folder)
+    command = geoeco_alone if alone else geoeco
+    done = command("run", f"{recipe}.yaml", "--out", recipe, "--quiet", *options, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / recipe
 
@@ -86,8 +88,8 @@ def test_s2_season_chips_by_phenology_and_by_calendar(folder: Path) -> None:
 
 
 def test_train_covers_learns_covers_from_their_seasons(tmp_path: Path) -> None:
-    write_chip_world(tmp_path / "chips_world", locations=600, size=16)
-    out = run(tmp_path, "train_covers", "--set", "steps.0.epochs=4") / "train"
+    write_chip_world(tmp_path / "chips_world", locations=300, size=16)
+    out = run(tmp_path, "train_covers", "--set", "steps.0.epochs=4", alone=True) / "train"
     item = json.loads((out / "bundle" / "mlm.json").read_text())
     record = item["properties"]["geoeco:bundle"]
     assert record["bands"] == ["B04", "B08", "B11", "ndvi"]

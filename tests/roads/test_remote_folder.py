@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from geoeco.cubes import open_cube
-from tests.roads.conftest import contents, geoeco_alone
+from tests.roads.conftest import contents, geoeco
 
 RECIPE = """
 geoeco: 1
@@ -56,7 +56,7 @@ def test_a_bucket_holds_the_same_bytes_as_a_local_folder(world: Path, tmp_path: 
     (tmp_path / "world").symlink_to(world)
     (tmp_path / "remote.yaml").write_text(RECIPE)
     for out in ("local", f"{bucket}/remote"):
-        done = geoeco_alone("run", "remote.yaml", "--out", out, "--quiet", folder=tmp_path)
+        done = geoeco("run", "remote.yaml", "--out", out, "--quiet", folder=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
 
     there = s3fs.S3FileSystem()
