@@ -460,7 +460,7 @@ def _picture(classes: xr.DataArray, entries: ClassTable, table: gpd.GeoDataFrame
     image = np.full((*codes.shape, 3), 255, np.uint8)
     for entry in entries:
         image[codes == entry.code] = [round(255 - 0.45 * (255 - part)) for part in entry.colour[:3]]
-    shown = table.nlargest(_PICTURE_POLYGONS, "area_m2", keep="all") if len(table) > _PICTURE_POLYGONS else table
+    shown = table.nlargest(_PICTURE_POLYGONS, "area_m2") if len(table) > _PICTURE_POLYGONS else table
     if len(shown) < len(table):
         title = f"{title}: the {len(shown):,} largest of {len(table):,}"
     box = exact_grid(classes).boundingbox

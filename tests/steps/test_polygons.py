@@ -201,6 +201,25 @@ def test_a_map_whose_outlines_do_not_fit_says_what_makes_them_fewer(place: Path,
     assert refused("  - {verb: polygons, simplify_m: 0.2}").startswith("leave simplify_m out, set min_area_m2")
 
 
+def test_the_picture_shows_no_more_polygons_than_it_can_however_many_are_alike(
+    place: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(run, tmp_path / "run")
+    drawn: list[list[int]] = []
+    chart = polygons.outline_chart
+    monkeypatch.setattr(
+        polygons,
+        "outline_chart",
+        lambda *given, **more: drawn.append(list(given[2]["region"])) or chart(*given, **more),
+    )
+    monkeypatch.setattr(polygons, "_PICTURE_POLYGONS", 40)
+    done = recipe(place, "window: 48", more="  - {verb: polygons}").run(tmp_path / "run", rebuild=True)
+    made = done.open("polygons")
+    ranked = sorted(zip(-made["area_m2"].round(6), made["region"], strict=True))
+    assert ranked[39][0] == ranked[40][0], "the last one shown is as large as the first one left out"
+    assert drawn == [[region for _, region in ranked[:40]]]
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_some_classes_alone_and_without_a_score(place: Path, run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "run")
