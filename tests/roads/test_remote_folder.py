@@ -17,7 +17,7 @@ geoeco: 1
 name: remote
 inputs:
   imagery: {catalog: world/catalog.json, period: [2020-12-01, 2021-12-31]}
-grid: {crs: EPSG:32631, area: [5.994, 50.796, 6.004, 50.802], block: 64}
+grid: {crs: EPSG:32631, area: [5.994, 50.796, 6.004, 50.8005], block: 64}
 steps:
   - {verb: cube, bands: [B04, B08]}
   - {verb: seasons, years: [2021]}
