@@ -120,6 +120,7 @@ class CrownAlignmentVerb(ModelVerb):
             f"{settings.step}/training/all",
             payload=payload,
             depends=tuple(dict.fromkeys(depends)),
+            less_memory=settings.less_memory,
             memory_bytes=_memory(settings, model),
             bytes_out=7 * model.weight_bytes,
         )

@@ -176,6 +176,7 @@ class PretrainVerb(ModelVerb):
             f"{settings.step}/training/all",
             payload=payload,
             depends=source.depends,
+            less_memory=settings.less_memory,
             memory_bytes=training_memory(settings, model.weight_bytes, on_gpu=_on_gpu(settings)),
             bytes_out=6 * model.weight_bytes,
         )

@@ -152,6 +152,7 @@ class TrainVerb(ModelVerb):
             f"{settings.step}/training/all",
             payload={"labels": context.table(settings.labels), **chips.payload},
             depends=tuple(depends),
+            less_memory=settings.less_memory,
             memory_bytes=_memory(settings, model),
             bytes_out=6 * model.weight_bytes,
         )

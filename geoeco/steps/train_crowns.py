@@ -120,6 +120,7 @@ class TrainCrownsVerb(ModelVerb):
             f"{settings.step}/training/all",
             payload=payload | start,
             depends=tuple(dict.fromkeys([*depends, *made])),
+            less_memory=settings.less_memory,
             memory_bytes=_memory(settings, model),
             bytes_out=6 * model.weight_bytes,
         )

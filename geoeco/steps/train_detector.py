@@ -108,6 +108,7 @@ class TrainDetectorVerb(ModelVerb):
             f"{settings.step}/training/all",
             payload=payload,
             depends=chips.depends,
+            less_memory=settings.less_memory,
             memory_bytes=TRAINING_LIBRARIES_BYTES
             + 7 * weight_bytes
             + passing

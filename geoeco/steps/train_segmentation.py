@@ -161,6 +161,7 @@ class TrainSegmentationVerb(ModelVerb):
             f"{settings.step}/training/all",
             payload=payload,
             depends=chips.depends,
+            less_memory=settings.less_memory,
             memory_bytes=_memory(settings, chips, side, trained, expected.frozen_bytes),
             # two checkpoints with the moments and the best weights, and the bundle
             bytes_out=8 * trained + trained + expected.frozen_bytes,

@@ -94,6 +94,11 @@ class FittingSettings(StepSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the training runs")
     workers: int | None = Field(None, ge=0, description="reading processes; chosen by the device when not given")
 
+    @property
+    def less_memory(self) -> str:
+        """What the recipe can say so that the training takes less memory."""
+        return f"make batch of {self.step} smaller"
+
 
 def fitting_options(settings: FittingSettings, context: TaskContext, root: TrainingFiles) -> FittingOptions:
     """How a step's training runs, as keywords of the function that trains.

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra ml")
 
 from geoeco.engine import RunStore  # noqa: E402
-from geoeco.errors import GeoecoError, InputError, RecipeError  # noqa: E402
+from geoeco.errors import ClusterError, GeoecoError, InputError, RecipeError  # noqa: E402
 from geoeco.models import create_backbone  # noqa: E402
 from geoeco.steps import Recipe  # noqa: E402
 from geoeco.steps.pretrain import PretrainSettings, _names, training_memory  # noqa: E402
@@ -303,6 +303,13 @@ def test_the_plan_says_what_the_model_will_be(folder):
     assert (model.bands, model.size, model.task) == (("B02", "B04", "B08", "ndvi"), 16, "embedding")
     assert model.weight_bytes > 4 * 1000
     assert np.isfinite(model.features)
+
+
+def test_a_training_that_does_not_fit_says_that_its_batch_is_to_be_smaller(folder):
+    plan = recipe(folder).plan()
+    with pytest.raises(ClusterError, match="would need up to") as caught:
+        plan.check_memory(plan.peak_memory_bytes - 1)
+    assert str(caught.value.what_to_do).startswith("make batch of pretrain smaller, ")
 
 
 def test_the_plan_of_a_larger_batch_takes_more_memory_and_a_gpu_spares_it():
